@@ -1,0 +1,57 @@
+"""`palate COMMAND`: finds the command, runs it, and turns errors into one sentence and an exit code."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import sys
+from collections.abc import Sequence
+
+COMMANDS = {
+    "quickstart": "train, evaluate and try a reward model on the sample data (offline, a few minutes)",
+    "train": "train a reward model:  palate train --config run.yaml --training.learning_rate 2e-5",
+    "eval": "measure a reward model:  palate eval --model out --data test.jsonl --output results.json",
+    "score": "add rewards to rows:  palate score --model out --data rows.jsonl --output scored.jsonl",
+    "data": "look over preference data:  palate data check FILE",
+    "doctor": "check a saved reward model:  palate doctor DIR",
+}
+
+USAGE = "usage: palate COMMAND [options]\n\nReward modelling: from raw preferences to a served reward.\n\ncommands:\n"
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Exit codes: 0 fine, 2 usage or configuration, 3 data, 4 model, 5 disk, 130 interrupted."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    if not arguments or arguments[0] in ("-h", "--help", "help"):
+        print(USAGE + "\n".join(f"  {name:<11} {text}" for name, text in COMMANDS.items()) + "\n\npalate COMMAND --help says more.")
+        return 0
+    if arguments[0] in ("-V", "--version"):
+        from palate import __version__
+
+        print(f"palate {__version__}")
+        return 0
+    name, *rest = arguments
+    if name not in COMMANDS:
+        import difflib
+
+        near = difflib.get_close_matches(name, COMMANDS, n=1)
+        print(f"palate: unknown command {name!r}" + (f"; did you mean {near[0]!r}?" if near else f"; commands: {', '.join(COMMANDS)}"), file=sys.stderr)
+        return 2
+    return _run(name, rest)
+
+
+def _run(name: str, arguments: list[str]) -> int:
+    from palate.errors import PalateError
+
+    # Long-lived warnings of libraries about their own future are for their authors; ours stay on.
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
+    try:
+        return int(importlib.import_module(f"palate.cli.{name}").main(arguments) or 0)
+    except PalateError as error:
+        print(f"palate {name}: {error}", file=sys.stderr)
+        return error.exit_code
+    except KeyboardInterrupt:
+        print(f"palate {name}: interrupted", file=sys.stderr)
+        return 130
+    except BrokenPipeError:
+        return 0

@@ -1,0 +1,101 @@
+"""`palate score`: rows in, the same rows out with `reward`, in input order."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+CHUNK = 4096  # rows scored and written together
+
+
+def main(arguments: Sequence[str]) -> int:
+    parser = argparse.ArgumentParser(prog="palate score", description="Add a reward to every row. Rows of several responses get a list of rewards.")
+    parser.add_argument("--model", required=True, help="checkpoint folder or hub id")
+    parser.add_argument("--data", required=True, help="JSONL, JSON, CSV or Parquet: prompt + response, messages, or preference rows")
+    parser.add_argument("--output", required=True, help="JSONL or Parquet file to write")
+    parser.add_argument("--split", default="train", help="split of a hub data set or folder")
+    parser.add_argument("--columns", nargs="*", default=[], metavar="OURS=THEIRS", help="column names, e.g. response=answer")
+    parser.add_argument("--on-long", choices=("error", "nan", "truncate_prompt"), default="nan", help="beyond max_length (nan: reward null and a reason)")
+    parser.add_argument("--max-length", type=int, help="in place of the checkpoint's own")
+    parser.add_argument("--token-budget", type=int, default=16_384, help="padded tokens of one batch")
+    parser.add_argument("--overwrite", action="store_true", help="replace the output file")
+    options = parser.parse_args(arguments)
+
+    from palate.cli.console import console, quiet_libraries
+    from palate.cli.eval import parse_columns
+    from palate.errors import ConfigError, StorageError
+    from palate.scoring.local import load_scorer
+
+    output = Path(options.output)
+    if output.suffix not in (".jsonl", ".parquet"):
+        raise ConfigError(f"--output {output}: expected a .jsonl or .parquet file")
+    if output.exists() and not options.overwrite:
+        raise StorageError(f"{output}: exists already; choose another name or pass --overwrite")
+    quiet_libraries()
+    scorer = load_scorer(options.model, token_budget=options.token_budget, max_length=options.max_length)
+    rows = scored_rows(scorer, options.data, options.split, parse_columns(options.columns), options.on_long)
+    count, failed = write_rows(output, rows)
+    console.print(f"{count} rows written to {output}" + (f"; {failed} without a reward (see `reward_error`)" if failed else ""))
+    return 0
+
+
+def scored_rows(scorer: Any, data: str, split: str, columns: Mapping[str, str] | None, on_long: str) -> Iterator[dict[str, Any]]:
+    """Every input row with `reward` (a number, or one a response) and, where it has none, `reward_error`."""
+    from palate.data.formats import detect_layout, parse_row
+    from palate.data.loading import read_rows, rename_columns
+    from palate.errors import RowError
+
+    layout = None
+    stream = read_rows(data, split=split)
+    while chunk := list(islice(stream, CHUNK)):
+        groups: list[Any] = []
+        for location, row in chunk:
+            read = rename_columns(row, columns, location) if columns else row
+            layout = layout or detect_layout(read)
+            try:
+                groups.append(parse_row(read, layout))
+            except RowError as error:
+                groups.append(f"{location}: {error}")
+        exchanges = [exchange for group in groups if not isinstance(group, str) for exchange in group.exchanges()]
+        rewards = iter(scorer.score(exchanges, progress=True, on_long=on_long).tolist())
+        for (_, row), group in zip(chunk, groups, strict=True):
+            if isinstance(group, str):
+                yield {**row, "reward": None, "reward_error": group}
+                continue
+            values = [next(rewards) for _ in group.responses]
+            known = [None if value != value else value for value in values]
+            error = f"longer than {scorer.encoder.max_length} tokens" if None in known else None
+            yield {**row, "reward": known[0] if len(known) == 1 else known} | ({"reward_error": error} if error else {})
+
+
+def write_rows(output: Path, rows: Iterable[dict[str, Any]]) -> tuple[int, int]:
+    """(rows, rows without a reward). The file appears whole or not at all."""
+    from palate.errors import StorageError
+
+    part = output.with_name(f".{output.name}.part")
+    count = failed = 0
+    try:
+        output.parent.mkdir(parents=True, exist_ok=True)
+        if output.suffix == ".parquet":
+            import pyarrow
+            import pyarrow.parquet
+
+            table = list(rows)
+            count, failed = len(table), sum("reward_error" in row for row in table)
+            pyarrow.parquet.write_table(pyarrow.Table.from_pylist(table), part)
+        else:
+            with open(part, "w", encoding="utf-8") as file:
+                for row in rows:
+                    file.write(json.dumps(row, ensure_ascii=False, default=str) + "\n")
+                    count += 1
+                    failed += "reward_error" in row
+        part.replace(output)
+    except OSError as error:
+        raise StorageError(f"{output}: cannot be written: {error}; nothing half-written was left") from error
+    finally:
+        part.unlink(missing_ok=True)
+    return count, failed

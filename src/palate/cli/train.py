@@ -1,0 +1,122 @@
+"""`palate train`: settings from a file and flags, one run, its evaluation beside it."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+from palate.training.settings import OWNED_ELSEWHERE, HeldOut, RunSettings, SourceSettings, read_settings
+
+HELP = """usage: palate train [--config run.yaml] [--section.key value ...] [--dry-run] [--resume]
+
+Train a reward model. Settings come from the file and then from flags of the same dotted names:
+
+    palate train --config run.yaml --training.learning_rate 2e-5
+
+  --config FILE   YAML file with the sections below
+  --dry-run       show the resolved settings, what each filter keeps, and the first encoded pair; train nothing
+  --resume        go on with the interrupted run in training.output_dir
+"""
+
+
+def main(arguments: Sequence[str]) -> int:
+    arguments = list(arguments)
+    if {"-h", "--help"} & set(arguments):
+        print(HELP + help_sections())
+        return 0
+    dry, resume = (_take_switch(arguments, name) for name in ("--dry-run", "--resume"))
+    config = _take_value(arguments, "--config")
+    settings = read_settings(config, arguments)
+
+    from palate.cli.console import console, quiet_libraries
+
+    quiet_libraries()
+    if dry:
+        from palate.training.run import dry_run
+
+        show_dry_run(dry_run(settings))
+        return 0
+    from palate.training.run import train
+
+    run = train(settings, resume=resume, say=console.print)
+    console.print(f"\nSaved to [bold]{run.directory}[/bold]")
+    if run.data.evaluation and run.trainer.is_world_process_zero():
+        from palate.cli.eval import evaluate_checkpoint
+
+        evaluate_checkpoint(
+            run.directory,
+            run.data.evaluation,
+            output=run.directory / "results.json",
+            title="Held-out comparisons" if isinstance(settings.data.eval, HeldOut) else "Evaluation data",
+            settings=settings.eval,
+            record=True,
+            log_history=run.trainer.state.log_history,
+        )
+    console.print(f"Next: palate score --model {run.directory} --data rows.jsonl --output scored.jsonl")
+    return 0
+
+
+def _take_switch(arguments: list[str], name: str) -> bool:
+    present = name in arguments
+    if present:
+        arguments.remove(name)
+    return present
+
+
+def _take_value(arguments: list[str], name: str) -> str | None:
+    from palate.errors import ConfigError
+
+    for i, argument in enumerate(arguments):
+        if argument.startswith(f"{name}="):
+            return arguments.pop(i).partition("=")[2]
+        if argument == name:
+            if i + 1 == len(arguments):
+                raise ConfigError(f"{name} needs a value")
+            arguments.pop(i)
+            return arguments.pop(i)
+    return None
+
+
+def help_sections() -> str:
+    """Every key of every section with its default and meaning, read off the models."""
+    lines = []
+    for name, field in RunSettings.model_fields.items():
+        lines.append(f"\n{name}:")
+        section: Any = field.annotation
+        if name == "training":
+            lines.append("  output_dir, num_train_epochs, per_device_train_batch_size, learning_rate, gradient_accumulation_steps, eval_strategy, bf16,")
+            lines.append("  report_to, ...: every field of RewardConfig and transformers.TrainingArguments, except " + ", ".join(OWNED_ELSEWHERE))
+            continue
+        lines += _describe(section)
+        if name == "data":
+            lines.append("  each source of train and eval:")
+            lines += [f"  {line}" for line in _describe(SourceSettings)]
+    return "\n".join(lines)
+
+
+def _describe(section: Any) -> list[str]:
+    lines = []
+    for key, field in section.model_fields.items():
+        default = "required" if field.is_required() else f"default {field.default!r}"
+        lines.append(f"  {key:<20} {field.description} [{default}]")
+    return lines
+
+
+def show_dry_run(plan: dict[str, Any]) -> None:
+    import yaml
+
+    out = sys.stdout
+    out.write("Resolved settings\n" + yaml.safe_dump(plan["settings"], sort_keys=False, allow_unicode=True))
+    out.write("\nSources\n")
+    for source in plan["sources"]:
+        out.write(f"  {source['source']}: {source['layout']}; {source['rows']} rows, {source['groups']} groups; cannot be used: {source['bad_rows'] or 'none'}\n")
+    out.write("\nAfter encoding\n")
+    for name, report in plan["encoded"].items():
+        for source, counts in report.items():
+            if isinstance(counts, dict):
+                out.write(f"  {name}, {source}: {counts['kept']} of {counts['groups']} groups kept, {counts['cut']} cut; dropped: {counts['dropped'] or 'none'}\n")
+        out.write(f"  {name}: {report['tokens']} tokens, longest sequence {report['longest']}\n")
+    out.write(f"\nPrompts in both sets: {plan['prompts_in_both_sets']}\nParameters: {plan['parameters']:,}; learning rate {plan['learning_rate']:g}\n\nFirst encoded pair\n")
+    for side, encoded in plan["first_pair"].items():
+        out.write(f"  {side} ({len(encoded['ids'])} ids): {encoded['ids'][:12]} ... {encoded['ids'][-6:]}\n    {encoded['text']!r}\n")

@@ -1,0 +1,1 @@
+"""Rows in, batches out: formats, loading, validation, tokenization, pairing, collation (knows no model and no loss)."""

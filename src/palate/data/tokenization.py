@@ -1,0 +1,334 @@
+"""Exchanges to token ids: chat template or plain text, BOS once, EOS at every end, a length policy with exact accounting.
+
+The same encoder runs in training, evaluation, scoring and serving, and is recorded in the checkpoint's contract, so that a reward never
+depends on which tool asked for it. What it guarantees for every sequence:
+
+- the tokenizer's own prefix (BOS, [CLS]) stands once at the front, whatever the template wrote;
+- the end-of-sequence token stands once at the end: blanks that a template leaves after its last turn are removed first, so that the pooled
+  token is EOS and never a newline;
+- a response is never cut. A sequence longer than `max_length` is dropped, loses the start of its *prompt*, or is an error, as the policy says.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import islice
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple, get_args
+
+from palate.data.pairing import training_comparisons
+from palate.errors import ConfigError, DataError, ModelError
+from palate.types import Conversation, Exchange, PreferenceGroup, TokenIds, text_of
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+LENGTH_POLICIES = ("drop", "truncate_prompt", "error")
+DEFAULT_SEPARATOR = "\n\n"
+"""Stands between a plain-text prompt and its response where neither brings a blank of its own ("...a poem." + "Roses" would fuse two words)."""
+
+PAD_CANDIDATES = ("<|pad|>", "<pad>", "[PAD]", "<|finetune_right_pad_id|>")
+"""Pad tokens that public tokenizers already carry; the first one present is taken before a new one is added."""
+
+PLAIN_CHAT_TEMPLATE = (
+    "{% for message in messages %}{{ message['role'] }}: {{ message['content'] }}"
+    "{% if not loop.last or add_generation_prompt %}\n\n{% endif %}{% endfor %}"
+    "{% if add_generation_prompt %}assistant:{% endif %}"
+)
+"""`chat_template: plain`: "user: ...", "assistant: ..." paragraphs, for models that come without a template (encoders, base models)."""
+
+GROUPS_PER_CALL = 256  # groups handed to the tokenizer at once: fast tokenizers spread one call over threads
+
+
+class EncodedGroup(NamedTuple):
+    """Token ids of K responses (whole sequences, prompt included) and the comparisons between them."""
+
+    token_ids: list[list[int]]
+    group: PreferenceGroup
+    cut: int  # prompt tokens removed from the left over all responses
+
+
+@dataclass
+class EncodeReport:
+    """Exact accounting of one pass: groups in, kept, cut, and dropped by reason, for each source."""
+
+    groups: Counter[str] = field(default_factory=Counter)
+    kept: Counter[str] = field(default_factory=Counter)
+    cut: Counter[str] = field(default_factory=Counter)
+    dropped: dict[str, Counter[str]] = field(default_factory=dict)  # source -> reason -> groups
+    tokens: int = 0
+    longest: int = 0
+
+    def drop(self, source: str, reason: str) -> None:
+        self.dropped.setdefault(source, Counter())[reason] += 1
+
+    def as_dict(self) -> dict[str, Any]:
+        return {
+            source: {"groups": self.groups[source], "kept": self.kept[source], "cut": self.cut[source], "dropped": dict(self.dropped.get(source, {}))}
+            for source in self.groups
+        } | {"tokens": self.tokens, "longest": self.longest}
+
+    def summary(self) -> str:
+        parts = []
+        for source in self.groups:
+            dropped = self.dropped.get(source, Counter())
+            reasons = ", ".join(f"{count} {reason}" for reason, count in dropped.most_common())
+            parts.append(
+                f"{source}: {self.kept[source]} of {self.groups[source]} groups kept"
+                + (f", {self.cut[source]} with a cut prompt" if self.cut[source] else "")
+                + (f"; dropped: {reasons}" if reasons else "")
+            )
+        return "\n".join(parts)
+
+
+class Rules(NamedTuple):
+    """How a tokenizer frames one sequence."""
+
+    prefix: list[int]  # BOS / [CLS], as the tokenizer itself puts it
+    eos_id: int
+    bos_text: str | None
+    eos_text: str
+
+
+class Encoder:
+    """Turns exchanges into token ids under one set of rules (a plain object: tokenizer, length policy, separator)."""
+
+    def __init__(
+        self,
+        tokenizer: PreTrainedTokenizerBase,
+        *,
+        max_length: int | None,
+        length_policy: str = "drop",
+        separator: str = DEFAULT_SEPARATOR,
+    ):
+        if length_policy not in LENGTH_POLICIES:
+            raise ConfigError(f"length_policy is {length_policy!r}, expected one of {', '.join(LENGTH_POLICIES)}")
+        self.tokenizer = tokenizer
+        self.max_length = max_length
+        self.length_policy = length_policy
+        self.separator = separator
+        self.rules = framing_rules(tokenizer)
+        if max_length is not None and max_length < len(self.rules.prefix) + 2:
+            raise ConfigError(f"max_length is {max_length}; a sequence needs room for {len(self.rules.prefix) + 2} tokens at least")
+
+    # --- text ---
+
+    def render(self, exchange: Exchange) -> str:
+        """The text of an exchange as the model reads it, without the tokenizer's own BOS; EOS as text where the tokenizer does not add it."""
+        text = self._body(exchange)
+        if self.rules.bos_text and text.startswith(self.rules.bos_text):
+            text = text.removeprefix(self.rules.bos_text)
+        return text
+
+    def _body(self, exchange: Exchange) -> str:
+        prompt, response = exchange.prompt, exchange.response
+        if isinstance(prompt, str) and isinstance(response, str):
+            return prompt + self._joint(prompt, response) + response
+        if isinstance(prompt, TokenIds) or isinstance(response, TokenIds):
+            raise DataError("token ids have no text; they are used as they are")
+        messages = [*_as_messages(prompt, "user"), *_as_messages(response, "assistant")]
+        return self._apply_template(messages, exchange.template_args).rstrip()
+
+    def _joint(self, prompt: str, response: str) -> str:
+        if not prompt or not response or prompt[-1].isspace() or response[0].isspace():
+            return ""
+        return self.separator
+
+    def _apply_template(self, messages: list[Mapping[str, Any]], args: Mapping[str, Any], *, generation: bool = False) -> str:
+        if not self.tokenizer.chat_template:
+            raise ModelError(
+                f"the data holds chat messages, but the tokenizer of {self.tokenizer.name_or_path!r} has no chat template. "
+                "Set model.chat_template to a .jinja file, to a template, or to `plain` (role: content paragraphs)."
+            )
+        text = self.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=generation, **args)
+        assert isinstance(text, str)
+        return text
+
+    # --- ids ---
+
+    def encode(self, exchanges: Sequence[Exchange]) -> list[list[int]]:
+        """Token ids of each exchange, at full length (the length policy is applied by `fit`)."""
+        texts = [None if isinstance(e.response, TokenIds) else self.render(e) for e in exchanges]
+        plain = [text for text in texts if text is not None]
+        ids = iter(self.tokenizer(plain, add_special_tokens=False)["input_ids"] if plain else [])
+        return [list(e.response) if text is None else self._frame(next(ids)) for e, text in zip(exchanges, texts, strict=True)]
+
+    def _frame(self, ids: list[int]) -> list[int]:
+        ids = self.rules.prefix + ids
+        return ids if ids[-1] == self.rules.eos_id else [*ids, self.rules.eos_id]
+
+    def prompt_length(self, exchange: Exchange, ids: Sequence[int]) -> int:
+        """How many leading ids belong to the prompt alone (found on ids: sharing ends where the prompt's own ids differ)."""
+        if isinstance(exchange.response, TokenIds) or not exchange.prompt:
+            return len(self.rules.prefix)
+        if isinstance(exchange.prompt, str):
+            text = exchange.prompt
+        else:
+            text = self._apply_template(_as_messages(exchange.prompt, "user"), exchange.template_args, generation=True)
+            text = text.removeprefix(self.rules.bos_text or "")
+        prompt = self.rules.prefix + self.tokenizer(text, add_special_tokens=False)["input_ids"]
+        return common_prefix([prompt, ids])
+
+    def fit(self, ids: list[int], prompt_length: int) -> list[int] | None:
+        """`ids` within `max_length` by cutting the prompt's start (after BOS); None when the response alone is too long."""
+        excess = len(ids) - (self.max_length or len(ids))
+        if excess <= 0:
+            return ids
+        first = len(self.rules.prefix)
+        return ids[:first] + ids[first + excess :] if prompt_length - first >= excess else None
+
+    # --- groups ---
+
+    def encode_groups(self, groups: Iterable[PreferenceGroup], report: EncodeReport, *, ties: str = "drop") -> Iterator[EncodedGroup]:
+        """Encoded training groups; what is left out is counted in `report` by source and reason.
+
+        A group keeps its responses only if all fit (a comparison needs both sides). `ties`: see `training_comparisons`.
+        """
+        groups = iter(groups)
+        while chunk := list(islice(groups, GROUPS_PER_CALL)):
+            exchanges = [exchange for group in chunk for exchange in group.exchanges()]
+            encoded = iter(self.encode(exchanges))
+            for group in chunk:
+                ids = [next(encoded) for _ in group.responses]
+                result = self._encode_group(group, ids, report, ties)
+                if result is not None:
+                    yield result
+
+    def _encode_group(self, group: PreferenceGroup, ids: list[list[int]], report: EncodeReport, ties: str) -> EncodedGroup | None:
+        source = str(group.metadata.get("source", "data"))
+        report.groups[source] += 1
+        comparisons = training_comparisons(group.comparisons, ties=ties)
+        if not comparisons:
+            report.drop(source, "tied" if group.comparisons else "without a comparison")
+            return None
+        before = sum(map(len, ids))
+        longest = max(map(len, ids))
+        if self.max_length is not None and longest > self.max_length:
+            if self.length_policy == "error":
+                raise DataError(
+                    f"{group.metadata.get('location', source)}: {longest} tokens, more than max_length {self.max_length}; raise max_length, or set "
+                    "length_policy to drop or truncate_prompt"
+                )
+            if self.length_policy == "drop":
+                report.drop(source, f"longer than {self.max_length} tokens")
+                return None
+            starts = [self._shared_start(group, ids) if isinstance(r, TokenIds) else self.prompt_length(e, i) for r, e, i in zip(group.responses, group.exchanges(), ids, strict=True)]
+            fitted = [self.fit(i, start) for i, start in zip(ids, starts, strict=True)]
+            if any(f is None for f in fitted):
+                report.drop(source, f"with a response longer than {self.max_length} tokens")
+                return None
+            ids = [f for f in fitted if f is not None]
+        if any(not c.is_tie and ids[c.chosen] == ids[c.rejected] for c in comparisons):
+            report.drop(source, "with identical token ids on both sides")
+            return None
+        cut = before - sum(map(len, ids))
+        report.kept[source] += 1
+        report.cut[source] += cut > 0
+        report.tokens += sum(map(len, ids))
+        report.longest = max(report.longest, *map(len, ids))
+        group = PreferenceGroup(group.prompt, group.responses, comparisons, group.ratings, group.metadata, group.template_args)
+        return EncodedGroup(ids, group, cut)
+
+    def _shared_start(self, group: PreferenceGroup, ids: list[list[int]]) -> int:
+        return common_prefix(ids) if len(ids) > 1 else len(self.rules.prefix)
+
+    def template_hash(self) -> str | None:
+        template = self.tokenizer.chat_template
+        return hashlib.sha256(str(template).encode()).hexdigest() if template else None
+
+
+def _as_messages(conversation: Conversation, role: str) -> list[Mapping[str, Any]]:
+    if isinstance(conversation, str):
+        return [{"role": role, "content": conversation}] if conversation else []
+    return list(conversation)  # type: ignore[arg-type]
+
+
+def as_exchange(item: Exchange | Conversation | Sequence[Any]) -> Exchange:
+    """What people pass to `score`: an Exchange, a (prompt, response) pair, whole text, or a list of messages that ends with the response."""
+    if isinstance(item, Exchange):
+        return item
+    if isinstance(item, (str, TokenIds)):
+        return Exchange("", item)
+    if isinstance(item, tuple) and len(item) == 2 and not all(isinstance(part, Mapping) for part in item):
+        return Exchange(*(part if isinstance(part, (str, TokenIds)) else tuple(part) for part in item))
+    if isinstance(item, Sequence) and item and all(isinstance(message, Mapping) for message in item):
+        return Exchange(tuple(item[:-1]), tuple(item[-1:]))
+    raise DataError(f"cannot score {type(item).__name__} {item!r:.80}; expected text, messages, (prompt, response), one of {', '.join(t.__name__ for t in get_args(Conversation) if hasattr(t, '__name__'))}")
+
+
+def common_prefix(sequences: Sequence[Sequence[int]]) -> int:
+    """Length of the longest prefix that all share."""
+    n = 0
+    for column in zip(*sequences):  # noqa: B905 (the shortest one ends it)
+        if any(value != column[0] for value in column):
+            break
+        n += 1
+    return n
+
+
+# --- tokenizers -----------------------------------------------------------------------------------------------------------------------------
+
+
+def framing_rules(tokenizer: PreTrainedTokenizerBase) -> Rules:
+    """BOS and EOS of a tokenizer: the prefix that it puts itself, and EOS (for encoders: [SEP])."""
+    eos_id = tokenizer.eos_token_id if tokenizer.eos_token_id is not None else tokenizer.sep_token_id
+    if eos_id is None:
+        raise ModelError(f"the tokenizer of {tokenizer.name_or_path!r} has neither an EOS nor a SEP token; set eos_token to the token that ends a response")
+    probe = tokenizer("a", add_special_tokens=False)["input_ids"]
+    framed = tokenizer("a")["input_ids"]
+    start = next((i for i in range(len(framed)) if framed[i : i + len(probe)] == probe), 0)
+    bos_text = tokenizer.bos_token if tokenizer.bos_token_id is not None else tokenizer.cls_token
+    eos_text = tokenizer.convert_ids_to_tokens(eos_id)
+    prefix = [] if start == 0 else list(framed[:start])
+    if not prefix and tokenizer.bos_token_id is not None and tokenizer.chat_template and tokenizer.bos_token and "bos_token" in str(tokenizer.chat_template):
+        prefix = [tokenizer.bos_token_id]  # the template writes BOS where the tokenizer does not (Gemma 3 style): keep it, once
+    return Rules(prefix, eos_id, bos_text, str(eos_text))
+
+
+def prepare_tokenizer(
+    tokenizer: PreTrainedTokenizerBase, *, chat_template: str | None = None, eos_token: str | None = None, pad_token: str | None = None
+) -> PreTrainedTokenizerBase:
+    """Set template, EOS and a pad token that is never EOS; pads on the right. The embedding is resized later if a token was added."""
+    for name, token in (("eos_token", eos_token), ("pad_token", pad_token)):
+        if token is not None and token not in tokenizer.get_vocab():
+            raise ModelError(f"{name} {token!r} is not in the vocabulary of {tokenizer.name_or_path!r} ({len(tokenizer)} tokens)")
+    if eos_token is not None:
+        tokenizer.eos_token = eos_token
+    if pad_token is not None:
+        tokenizer.pad_token = pad_token
+    if chat_template is not None:
+        tokenizer.chat_template = read_chat_template(chat_template)
+    eos_id = tokenizer.eos_token_id if tokenizer.eos_token_id is not None else tokenizer.sep_token_id
+    if tokenizer.pad_token_id is None or tokenizer.pad_token_id == eos_id:
+        if pad_token is not None:
+            raise ModelError(f"pad_token {pad_token!r} is the EOS token: padding could not be told from an end; choose another, or leave it unset and one is added")
+        vocabulary = tokenizer.get_vocab()
+        known = next((token for token in PAD_CANDIDATES if token in vocabulary and vocabulary[token] != eos_id), None)
+        if known is not None:
+            tokenizer.pad_token = known
+        else:
+            tokenizer.add_special_tokens({"pad_token": PAD_CANDIDATES[0]})
+    tokenizer.padding_side = "right"
+    return tokenizer
+
+
+def read_chat_template(value: str) -> str:
+    """`plain`, a .jinja / .j2 file, or a template as it stands."""
+    if value == "plain":
+        return PLAIN_CHAT_TEMPLATE
+    if value.endswith((".jinja", ".j2")):
+        path = Path(value)
+        if not path.is_file():
+            raise ConfigError(f"model.chat_template: no file {value}; expected a .jinja file, `plain`, or a template")
+        return path.read_text(encoding="utf-8")
+    if "{" not in value:
+        raise ConfigError(f"model.chat_template is {value!r}; expected `plain`, a .jinja file, or a template with {{{{ }}}}")
+    return value
+
+
+def describe(exchange: Exchange) -> str:
+    """Prompt and response as one readable text, for tables."""
+    return f"{text_of(exchange.prompt)} | {text_of(exchange.response)}"

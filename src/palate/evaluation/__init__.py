@@ -1,0 +1,1 @@
+"""A Scorer and preference groups in, a Result out."""

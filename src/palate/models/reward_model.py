@@ -1,0 +1,181 @@
+"""A sequence classifier with one output as reward model: forward(input_ids, attention_mask) -> RewardOutput.
+
+The model stays what transformers knows, a `*ForSequenceClassification` with its own class name, weights and config, so that saving, PEFT, FSDP,
+DeepSpeed and every consumer of checkpoints work unchanged. Only its forward is ours: decoders pool the last real token by the attention mask
+(`RewardForward`), encoders keep the pooler of their own class, and the head is float32 in both.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers.utils import ModelOutput
+
+from palate.errors import ModelError
+from palate.models.heads import head_names, initialise_head, use_float32
+from palate.models.pooling import gather_tokens, last_token
+
+
+@dataclass
+class RewardOutput(ModelOutput):
+    """logits [N, D] in float32; rewards [N] are its first (usually only) column. `hidden` [N, H] is the pooled hidden state, where asked."""
+
+    logits: Tensor | None = None
+    hidden: Tensor | None = None
+
+
+class RewardForward:
+    """Mixed in front of a decoder's sequence-classification class: pool by mask, then apply the head to the pooled token only."""
+
+    def forward(self, input_ids: Tensor, attention_mask: Tensor | None = None, position_ids: Tensor | None = None, **kwargs: Any) -> RewardOutput:
+        """Rewards of N right- or left-padded rows. [N, L], [N, L] -> RewardOutput"""
+        kwargs = {key: value for key, value in kwargs.items() if key not in ("labels", "use_cache", "return_dict", "inputs_embeds")}
+        if attention_mask is None:
+            attention_mask = torch.ones_like(input_ids)
+        backbone = getattr(self, self.base_model_prefix)  # type: ignore[attr-defined]
+        output = backbone(input_ids, attention_mask=attention_mask, position_ids=position_ids, use_cache=False, **kwargs)
+        pooled = gather_tokens(output.last_hidden_state, last_token(attention_mask))
+        return RewardOutput(logits=self.score(pooled), hidden=pooled)  # type: ignore[attr-defined]
+
+
+def is_decoder(model: PreTrainedModel) -> bool:
+    """Decoders score tokens with a bias-free `score` layer on the backbone; encoders have a pooler and a classifier of their own."""
+    return isinstance(getattr(model, "score", None), nn.Linear) or type(getattr(model, "score", None)).__name__ == "ModulesToSaveWrapper"
+
+
+def as_reward_model(model: PreTrainedModel) -> PreTrainedModel:
+    """Give a loaded `*ForSequenceClassification` our forward and a float32 head, in place; doing it twice changes nothing."""
+    if model.config.num_labels != 1:
+        raise ModelError(
+            f"{model.config._name_or_path or type(model).__name__} has num_labels={model.config.num_labels}; a reward model has one output. "
+            "Load it with num_labels=1 (a classifier with other labels cannot be one), or give a base model."
+        )
+    names = head_names(model)
+    if len(names) != 1:
+        raise ModelError(f"{type(model).__name__} has no single linear output layer (found: {names or 'none'}); use a *ForSequenceClassification model")
+    use_float32(model.get_submodule(names[0]))  # type: ignore[arg-type]
+    if is_decoder(model) and not isinstance(model, RewardForward):
+        # The class keeps its name: it is what config.json records as the architecture.
+        model.__class__ = type(type(model).__name__, (RewardForward, type(model)), {"__module__": type(model).__module__})
+    mark_config(model)
+    return model
+
+
+def mark_config(model: PreTrainedModel) -> None:
+    """What makes every consumer read raw rewards: one label, `problem_type` regression (no sigmoid), identity for sentence-transformers."""
+    config = model.config
+    config.id2label, config.label2id = {0: "reward"}, {"reward": 0}
+    config.problem_type = "regression"
+    config.sentence_transformers = {"activation_fn": "torch.nn.modules.linear.Identity"}
+
+
+def pooling_of(model: PreTrainedModel) -> str:
+    """`last` for decoders; `first` or `mean` for encoders, by their own class."""
+    if is_decoder(model):
+        return "last"
+    return "mean" if getattr(model.config, "classifier_pooling", "cls") == "mean" else "first"
+
+
+def load_pretrained(
+    name_or_path: str,
+    *,
+    revision: str | None = None,
+    trust_remote_code: bool = False,
+    disable_dropout: bool = True,
+    seed: int = 42,
+    **model_kwargs: Any,
+) -> PreTrainedModel:
+    """A reward model from a base model, an instruct model or a reward checkpoint. A trained head is kept; only a missing one is initialised.
+
+    Raises ModelError when the name cannot be loaded or the checkpoint classifies into several labels.
+    """
+    check_local(name_or_path)
+    common = {"revision": revision, "trust_remote_code": trust_remote_code}
+    try:
+        config = AutoConfig.from_pretrained(name_or_path, **common)
+        trained = any(str(a).endswith("ForSequenceClassification") for a in getattr(config, "architectures", None) or [])
+        if trained and config.num_labels != 1:
+            raise ModelError(
+                f"{name_or_path} is a classifier with num_labels={config.num_labels} ({', '.join(map(str, config.id2label.values()))}); "
+                "a reward model has one output. Give a base model, or a reward model with one label."
+            )
+        config.num_labels = 1
+        model_kwargs.setdefault("dtype", torch.float32)
+        model, info = AutoModelForSequenceClassification.from_pretrained(name_or_path, config=config, output_loading_info=True, **common, **model_kwargs)
+    except ModelError:
+        raise
+    except (OSError, ValueError, RuntimeError) as error:
+        raise ModelError(f"{name_or_path}: cannot be loaded as a sequence classifier: {error}") from error
+    (head,) = head_names(model) or (None,)
+    if head is None:
+        raise ModelError(f"{name_or_path}: {type(model).__name__} has no linear output layer to train as reward head")
+    missing = {str(key) for key in info["missing_keys"]}
+    if f"{head}.weight" in missing:
+        initialise_head(model.get_submodule(head), seed)  # type: ignore[arg-type]
+        missing -= {f"{head}.weight", f"{head}.bias"}
+    # Layers between backbone and output (a pooler or dense layer that pre-training did not have) start random, as their own class does it.
+    if any(not _is_head_side(model, key) for key in missing):
+        raise ModelError(f"{name_or_path}: weights missing for {sorted(missing)[:5]}; the checkpoint is incomplete")
+    model = as_reward_model(model)
+    if disable_dropout:
+        turn_dropout_off(model)
+    return model
+
+
+def _is_head_side(model: PreTrainedModel, key: str) -> bool:
+    return not key.startswith(f"{model.base_model_prefix}.") or ".pooler." in key
+
+
+def load_tokenizer(name_or_path: str, *, revision: str | None = None, trust_remote_code: bool = False) -> PreTrainedTokenizerBase:
+    check_local(name_or_path)
+    try:
+        return AutoTokenizer.from_pretrained(name_or_path, revision=revision, trust_remote_code=trust_remote_code)
+    except (OSError, ValueError) as error:
+        raise ModelError(f"{name_or_path}: no tokenizer could be loaded: {error}") from error
+
+
+def check_local(name_or_path: str) -> None:
+    """A path that looks local but is not there is said so at once, before a hub is asked."""
+    path = Path(name_or_path)
+    if not path.exists() and (path.is_absolute() or name_or_path.startswith((".", "~")) or name_or_path.count("/") > 1):
+        raise ModelError(f"{name_or_path}: no such folder; expected a checkpoint directory or a hub id like owner/model")
+    if path.is_dir() and not (path / "config.json").is_file() and not (path / "adapter_config.json").is_file():
+        raise ModelError(f"{name_or_path}: the folder has no config.json; expected a checkpoint directory")
+
+
+def turn_dropout_off(model: nn.Module) -> None:
+    """Probability 0 in every dropout module and in the config, where attention reads it (Ziegler et al. 2019, arXiv 1909.08593, p. 3)."""
+    for module in model.modules():
+        if isinstance(module, nn.Dropout):
+            module.p = 0.0
+        for name in ("attention_dropout", "dropout_prob", "attention_probs_dropout_prob", "hidden_dropout"):
+            if isinstance(getattr(module, name, None), float):
+                setattr(module, name, 0.0)
+
+
+def fit_tokenizer(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
+    """Make model and tokenizer agree: embedding rows for added tokens, pad id in the config (and in a composite config's text part)."""
+    embeddings = model.get_input_embeddings()
+    if len(tokenizer) > embeddings.num_embeddings:
+        model.resize_token_embeddings(len(tokenizer), mean_resizing=False)
+    for config in {id(c): c for c in (model.config, model.config.get_text_config())}.values():
+        config.pad_token_id = tokenizer.pad_token_id
+        if tokenizer.eos_token_id is not None:
+            config.eos_token_id = tokenizer.eos_token_id
+
+
+def position_limit(model: PreTrainedModel) -> int | None:
+    """Longest sequence that learned absolute positions allow; None where positions are rotary or relative."""
+    config = model.config.get_text_config()
+    if getattr(config, "rope_parameters", None) or getattr(config, "rope_theta", None):
+        return None
+    table = [m for name, m in model.named_modules() if isinstance(m, nn.Embedding) and "position" in name.rsplit(".", 1)[-1]]
+    if not table:
+        return None
+    offset = (table[0].padding_idx + 1) if table[0].padding_idx is not None else 0  # RoBERTa counts positions from padding_idx + 1
+    return table[0].num_embeddings - offset

@@ -1,0 +1,84 @@
+"""Does a saved reward model keep its contract, and will its consumers read the raw reward? One check a line, each with what to do.
+
+Consumers and their rules: transformers' pipeline and AutoModel, sentence-transformers' CrossEncoder, TRL's GRPO, vLLM and TEI (which read
+`id2label`, `problem_type`, the architecture's name and the tokenizer's pad token off the directory).
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+from palate.errors import PalateError
+from palate.models.checkpoints import CONTRACT_NAME, package_versions, read_contract
+from palate.scoring.local import contract_problems, load_scorer
+
+
+class Check(NamedTuple):
+    name: str
+    passed: bool
+    advice: str  # what was found, and what to do when it failed
+
+
+def examine(directory: str | Path) -> Iterator[Check]:
+    """All checks of a checkpoint directory; those on files come first and need no weights."""
+    directory = Path(directory)
+    config_path = directory / "config.json"
+    if not config_path.is_file():
+        yield Check("config.json", False, f"{directory} has no config.json; give the folder of a full checkpoint")
+        return
+    config = json.loads(config_path.read_text(encoding="utf-8"))
+    yield from _config_checks(config)
+    yield from _tokenizer_checks(directory, config)
+    yield from _contract_checks(directory)
+
+
+def _config_checks(config: dict) -> Iterator[Check]:
+    architecture = (config.get("architectures") or ["none"])[0]
+    yield Check("architecture", architecture.endswith("ForSequenceClassification"), f"{architecture}; consumers look for *ForSequenceClassification")
+    labels = config.get("id2label") or {}
+    yield Check("one label", len(labels) == 1, f"id2label has {len(labels)} entries; without exactly one, AutoModel builds a head of 2 and vLLM a softmax")
+    yield Check(
+        "raw scores", config.get("problem_type") == "regression", f"problem_type is {config.get('problem_type')!r}; `regression` keeps pipelines and vLLM from a sigmoid"
+    )
+    activation = (config.get("sentence_transformers") or {}).get("activation_fn")
+    yield Check("sentence-transformers activation", activation == "torch.nn.modules.linear.Identity", f"activation_fn is {activation}; Identity keeps CrossEncoder raw")
+
+
+def _tokenizer_checks(directory: Path, config: dict) -> Iterator[Check]:
+    yield Check("fast tokenizer", (directory / "tokenizer.json").is_file(), "tokenizer.json is read by TEI and by fast tokenizers")
+    try:
+        from palate.models.reward_model import load_tokenizer
+
+        tokenizer = load_tokenizer(str(directory))
+    except PalateError as error:
+        yield Check("tokenizer", False, str(error))
+        return
+    pad = tokenizer.pad_token_id
+    yield Check("pad token", pad is not None, "without a pad token batches of several rows fail")
+    yield Check("pad is not EOS", pad is None or pad != tokenizer.eos_token_id, f"pad id {pad}, EOS id {tokenizer.eos_token_id}; if equal, transformers pools the token before EOS")
+    recorded = config.get("pad_token_id") or (config.get("text_config") or {}).get("pad_token_id")
+    yield Check("pad id agrees", recorded == pad, f"config says {recorded}, tokenizer {pad}")
+
+
+def _contract_checks(directory: Path) -> Iterator[Check]:
+    try:
+        contract = read_contract(directory)
+    except PalateError as error:
+        yield Check(CONTRACT_NAME, False, str(error))
+        return
+    yield Check(CONTRACT_NAME, True, f"pooling {contract.pooling}, max_length {contract.max_length}, {contract.length_policy}")
+    mine = package_versions()
+    others = [f"{name} {theirs} (here {mine.get(name)})" for name, theirs in contract.versions.items() if mine.get(name) != theirs]
+    yield Check("versions", True, "same as at saving" if not others else "differ: " + ", ".join(others) + "; golden scores decide")
+    yield Check("reward statistics", True, "measured" if contract.rewards else "not measured; `palate eval --record` writes mean, spread and temperature")
+    try:
+        scorer = load_scorer(directory, verify=False)
+    except PalateError as error:
+        yield Check("loads", False, str(error))
+        return
+    problems = contract_problems(scorer)
+    found = f"{len(contract.golden)} golden examples reproduced" if contract.golden else "no golden examples were recorded"
+    yield Check("golden examples", not problems, found if not problems else "; ".join(problems))

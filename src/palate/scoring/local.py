@@ -1,0 +1,201 @@
+"""A checkpoint as a Scorer: length-sorted batches under a token budget, float32 rewards, input order restored.
+
+`load_scorer(dir)` replays the golden examples of the contract first and refuses a checkpoint that does not reproduce them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from tqdm.auto import tqdm
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from palate.data.collation import PreferenceCollator
+from palate.data.tokenization import DEFAULT_SEPARATOR, Encoder, as_exchange, prepare_tokenizer
+from palate.errors import ContractError, DataError
+from palate.models.checkpoints import CONTRACT_NAME, GOLDEN_TOLERANCE, RewardContract, read_contract
+from palate.models.reward_model import fit_tokenizer, is_decoder, load_pretrained, load_tokenizer, position_limit
+from palate.types import Conversation, Exchange, TokenIds
+
+TOKEN_BUDGET = 16_384
+"""Padded tokens of one batch: enough to fill a CPU's caches or a small GPU, little enough for 8B models on 24 GB."""
+
+CHUNK = 4096  # exchanges tokenized and sorted together; bounds memory on long inputs
+
+
+class LocalScorer:
+    """Rewards from a model in this process.
+
+    `on_long` says what becomes of a sequence beyond `max_length`: "error" (default) raises and names it, "nan" gives NaN, "truncate_prompt"
+    cuts the start of the prompt (never the response). A contract whose policy is truncate_prompt makes that the default.
+    """
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase,
+        *,
+        max_length: int | None = None,
+        separator: str = DEFAULT_SEPARATOR,
+        on_long: str = "error",
+        token_budget: int = TOKEN_BUDGET,
+        device: str | torch.device | None = None,
+        contract: RewardContract | None = None,
+    ):
+        self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        self.model = model.to(self.device).eval()  # type: ignore[arg-type]
+        self.tokenizer = tokenizer
+        self.encoder = Encoder(tokenizer, max_length=max_length, separator=separator)
+        self.on_long = on_long
+        self.token_budget = token_budget
+        self.contract = contract
+        assert tokenizer.pad_token_id is not None
+        self._pad = PreferenceCollator(int(tokenizer.pad_token_id)).pad
+
+    def score(self, conversations: Sequence[Exchange | Conversation], *, progress: bool = False, on_long: str | None = None) -> np.ndarray:
+        """Rewards of N conversations, float32 [N], in input order.
+
+        A conversation is a list of messages, whole text, a (prompt, response) pair or an Exchange. Raises DataError for one that is too long
+        (see `on_long`).
+        """
+        rewards = np.empty(len(conversations), dtype=np.float32)
+        with tqdm(total=len(conversations), desc="scoring", unit="response", disable=not progress) as bar:
+            for start in range(0, len(conversations), CHUNK):
+                exchanges = [as_exchange(item) for item in conversations[start : start + CHUNK]]
+                ids = self.fit(exchanges, on_long or self.on_long, first=start)
+                for rows, values in self._batches(ids):
+                    rewards[start + rows] = values
+                    bar.update(len(rows))
+        return rewards
+
+    def fit(self, exchanges: Sequence[Exchange], on_long: str, *, first: int = 0) -> list[list[int] | None]:
+        """Token ids of each exchange within max_length; None for what becomes NaN."""
+        fitted: list[list[int] | None] = []
+        limit = self.encoder.max_length
+        for i, (exchange, ids) in enumerate(zip(exchanges, self.encoder.encode(exchanges), strict=True)):
+            if limit is None or len(ids) <= limit:
+                fitted.append(ids)
+                continue
+            short = self.encoder.fit(ids, self.encoder.prompt_length(exchange, ids)) if on_long == "truncate_prompt" else None
+            if short is None and on_long != "nan":
+                raise DataError(
+                    f"conversation {first + i} has {len(ids)} tokens, max_length is {limit}"
+                    + (" and its response alone does not fit" if on_long == "truncate_prompt" else "")
+                    + '; shorten it, or pass on_long="truncate_prompt" (cuts the start of the prompt) or "nan"'
+                )
+            fitted.append(short)
+        return fitted
+
+    def _batches(self, ids: Sequence[list[int] | None]) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        """(rows, rewards) batch by batch, longest first, so that memory is claimed once and padding stays small."""
+        rows = np.array([i for i, x in enumerate(ids) if x is not None], dtype=int)
+        lost = np.array([i for i, x in enumerate(ids) if x is None], dtype=int)
+        if len(lost):
+            yield lost, np.full(len(lost), np.nan, dtype=np.float32)
+        rows = rows[np.argsort([-len(ids[i]) for i in rows], kind="stable")]  # type: ignore[arg-type]
+        start = 0
+        while start < len(rows):
+            size = max(1, self.token_budget // len(ids[rows[start]]))  # type: ignore[arg-type]
+            batch = rows[start : start + size]
+            yield batch, self.score_ids([ids[i] for i in batch])  # type: ignore[misc]
+            start += size
+
+    @torch.inference_mode()
+    def score_ids(self, sequences: Sequence[Sequence[int]]) -> np.ndarray:
+        """Rewards of token sequences as they stand, float32 [N] (one padded batch)."""
+        batch = {key: value.to(self.device) for key, value in self._pad(sequences).items()}
+        return self.model(**batch).logits[:, 0].float().cpu().numpy()
+
+
+def load_scorer(
+    directory: str | Path,
+    *,
+    verify: bool = True,
+    device: str | torch.device | None = None,
+    dtype: torch.dtype | str | None = None,
+    token_budget: int = TOKEN_BUDGET,
+    max_length: int | None = None,
+    **model_kwargs: Any,
+) -> LocalScorer:
+    """A checkpoint (or hub id) as Scorer, under its own contract.
+
+    The golden examples are replayed first; a checkpoint that does not reproduce them raises ContractError. A reward model without a contract
+    (from another trainer) is accepted: its tokenizer's own conventions are used, and nothing can be verified.
+    `dtype`: load the backbone in another precision; golden scores are then compared within that precision's rounding.
+    """
+    directory = str(directory)
+    contract = read_contract(directory) if (Path(directory) / CONTRACT_NAME).exists() else None
+    tokenizer = prepare_tokenizer(load_tokenizer(directory))
+    dtype = dtype or (getattr(torch, contract.weights_dtype) if contract else torch.float32)
+    model = load_pretrained(directory, dtype=dtype, **model_kwargs)
+    fit_tokenizer(model, tokenizer)
+    limit = max_length or (contract.max_length if contract else position_limit(model))
+    scorer = LocalScorer(
+        model,
+        tokenizer,
+        max_length=limit,
+        separator=contract.separator if contract else DEFAULT_SEPARATOR,
+        on_long="truncate_prompt" if contract and contract.length_policy == "truncate_prompt" else "error",
+        token_budget=token_budget,
+        device=device,
+        contract=contract,
+    )
+    if contract and verify:
+        for problem in contract_problems(scorer):
+            raise ContractError(f"{directory}: {problem}. The checkpoint does not give the rewards it was saved with; run `palate doctor {directory}`")
+    return scorer
+
+
+def contract_problems(scorer: LocalScorer) -> list[str]:
+    """Where a loaded checkpoint departs from its contract, in words; empty when it keeps it."""
+    contract = scorer.contract
+    assert contract is not None
+    problems = []
+    rules = scorer.encoder.rules
+    if scorer.encoder.template_hash() != contract.chat_template_sha256:
+        problems.append("the chat template is not the one used in training (its hash differs)")
+    if rules.prefix != contract.prefix_ids or rules.eos_id != contract.eos_id:
+        problems.append(f"BOS/EOS differ: prefix {rules.prefix} and EOS {rules.eos_id}, recorded {contract.prefix_ids} and {contract.eos_id}")
+    if scorer.tokenizer.pad_token_id != contract.pad_id:
+        problems.append(f"the pad token has id {scorer.tokenizer.pad_token_id}, recorded {contract.pad_id}")
+    for i, golden in enumerate(contract.golden):
+        ids = scorer.encoder.encode([exchange_from_json(golden.exchange)])[0]
+        if ids != golden.ids:
+            at = next((k for k, (a, b) in enumerate(zip(ids, golden.ids)) if a != b), min(len(ids), len(golden.ids)))  # noqa: B905
+            problems.append(f"golden example {i}: token ids differ from position {at} on ({len(ids)} ids, recorded {len(golden.ids)})")
+    if contract.golden and not problems:
+        scores = scorer.score_ids([g.ids for g in contract.golden])
+        tolerance = score_tolerance(scorer.model)
+        for i, (golden, score) in enumerate(zip(contract.golden, scores, strict=True)):
+            if not abs(score - golden.score) <= tolerance * max(1.0, abs(golden.score)):
+                problems.append(f"golden example {i}: scores {score:.6f}, recorded {golden.score:.6f} (tolerance {tolerance:g})")
+    return problems
+
+
+def score_tolerance(model: PreTrainedModel) -> float:
+    """Relative tolerance for replayed rewards: rounding of float32 sums, or a few steps of a 16-bit backbone (8 or 11 significant bits)."""
+    return {torch.bfloat16: 0.1, torch.float16: 0.02}.get(model.dtype, GOLDEN_TOLERANCE)  # type: ignore[arg-type]
+
+
+def exchange_from_json(value: dict[str, Any]) -> Exchange:
+    def part(item: Any) -> Conversation:
+        return item if isinstance(item, str) else TokenIds(item) if item and isinstance(item[0], int) else tuple(item)
+
+    return Exchange(part(value["prompt"]), part(value["response"]), value["template_args"])
+
+
+def describe_model(scorer: LocalScorer) -> dict[str, Any]:
+    """What results and reports say about the model that gave the scores."""
+    config = scorer.model.config
+    return {
+        "name": str(config._name_or_path),
+        "architecture": type(scorer.model).__name__,
+        "decoder": is_decoder(scorer.model),
+        "parameters": sum(p.numel() for p in scorer.model.parameters()),
+        "max_length": scorer.encoder.max_length,
+        "chat_template_sha256": scorer.encoder.template_hash(),
+    }

@@ -1,0 +1,1 @@
+"""Arrays in, numbers out: intervals, paired tests, calibration (numpy and scipy only)."""

@@ -1,0 +1,58 @@
+"""Callbacks: a progress bar with loss and accuracy, a table of samples, and a clean stop on Ctrl-C."""
+
+from __future__ import annotations
+
+import signal
+from types import FrameType
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+from transformers import ProgressCallback, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+
+class TrainingBar(ProgressCallback):
+    """Transformers' bar with the last loss and accuracy beside it, in place of a printed dictionary at every log."""
+
+    def on_log(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, logs: dict[str, Any] | None = None, **kwargs: Any) -> None:
+        if state.is_world_process_zero and self.training_bar is not None and logs and "loss" in logs:
+            self.training_bar.set_postfix(loss=f"{logs['loss']:.4f}", accuracy=f"{logs.get('accuracy', float('nan')):.3f}")
+
+
+class StopOnInterrupt(TrainerCallback):
+    """On the first Ctrl-C (or SIGTERM) finish the step, save a checkpoint and stop; on the second stop at once."""
+
+    def __init__(self) -> None:
+        self.interrupted = False
+        self._handlers: dict[int, Any] = {}
+
+    def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        for number in (signal.SIGINT, signal.SIGTERM):
+            self._handlers[number] = signal.signal(number, self._handle)
+
+    def _handle(self, number: int, frame: FrameType | None) -> None:
+        if self.interrupted:
+            raise KeyboardInterrupt
+        self.interrupted = True
+
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        if self.interrupted:
+            control.should_save = control.should_training_stop = True
+
+    def on_train_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        self.restore()
+
+    def restore(self) -> None:
+        for number, handler in self._handlers.items():
+            signal.signal(number, handler)
+        self._handlers.clear()
+
+
+def print_samples(rows: list[tuple[str, str, float, float]], title: str) -> None:
+    """A table of (chosen text, rejected text, chosen reward, rejected reward)."""
+    table = Table(title=title, show_lines=True)
+    for heading, justify in (("chosen", "left"), ("rejected", "left"), ("rewards", "right"), ("right", "center")):
+        table.add_column(heading, justify=justify, overflow="fold")  # type: ignore[arg-type]
+    for chosen, rejected, r_chosen, r_rejected in rows:
+        table.add_row(chosen, rejected, f"{r_chosen:.3f}\n{r_rejected:.3f}", "yes" if r_chosen > r_rejected else "no")
+    Console().print(table)

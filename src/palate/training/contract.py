@@ -1,0 +1,66 @@
+"""What a finished training writes beside its weights: the contract with golden examples."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from transformers import PreTrainedModel
+
+from palate.data.collation import PreferenceCollator
+from palate.data.tokenization import Encoder
+from palate.models.checkpoints import Golden, RewardContract, RewardStatistics, package_versions
+from palate.models.reward_model import pooling_of
+from palate.types import Exchange, TokenIds
+
+NUM_GOLDEN = 3  # examples recorded; enough to catch a changed template, tokenizer or head, little enough to replay at every load
+
+
+def build_contract(
+    model: PreTrainedModel,
+    encoder: Encoder,
+    *,
+    golden: Sequence[Exchange],
+    rewards: RewardStatistics | None = None,
+    data_fingerprint: str | None = None,
+) -> RewardContract:
+    """The contract of a model as it stands; the golden examples are scored here, in evaluation mode and without autocast."""
+    tokenizer = encoder.tokenizer
+    return RewardContract(
+        architecture=type(model).__name__,
+        pooling=pooling_of(model),
+        max_length=encoder.max_length,
+        length_policy=encoder.length_policy,
+        separator=encoder.separator,
+        chat_template_sha256=encoder.template_hash(),
+        prefix_ids=list(encoder.rules.prefix),
+        eos_id=encoder.rules.eos_id,
+        pad_id=int(tokenizer.pad_token_id),  # type: ignore[arg-type]
+        weights_dtype=str(model.dtype).removeprefix("torch."),
+        rewards=rewards,
+        golden=golden_examples(model, encoder, golden),
+        data_fingerprint=data_fingerprint,
+        versions=package_versions(),
+    )
+
+
+def golden_examples(model: PreTrainedModel, encoder: Encoder, exchanges: Sequence[Exchange]) -> list[Golden]:
+    ids = encoder.encode(exchanges)
+    kept = [(e, i) for e, i in zip(exchanges, ids, strict=True) if encoder.max_length is None or len(i) <= encoder.max_length][:NUM_GOLDEN]
+    if not kept:
+        return []
+    batch = PreferenceCollator(int(encoder.tokenizer.pad_token_id)).pad([i for _, i in kept])  # type: ignore[arg-type]
+    training = model.training
+    model.eval()
+    with torch.inference_mode(), torch.autocast(model.device.type, enabled=False):
+        scores = model(**{key: value.to(model.device) for key, value in batch.items()}).logits[:, 0].float().cpu().tolist()
+    model.train(training)
+    return [
+        Golden(
+            {"prompt": e.prompt, "response": e.response, "template_args": dict(e.template_args)},
+            "" if isinstance(e.response, TokenIds) else encoder.render(e),
+            i,
+            score,
+        )
+        for (e, i), score in zip(kept, scores, strict=True)
+    ]

@@ -1,0 +1,218 @@
+"""One run, from settings to a checkpoint: load data, look it over, build the trainer, train, save the contract.
+
+`dry_run` stops before training and says what would happen.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+from datasets import IterableDataset
+from transformers import ProgressCallback
+from transformers.trainer_utils import get_last_checkpoint
+
+from palate.data.collation import encoded_row
+from palate.data.loading import LoadReport, fingerprint, iter_groups, load_groups, mix, prompt_key, split_by_prompt
+from palate.data.preparation import ENCODED_FEATURES
+from palate.data.tokenization import EncodeReport
+from palate.errors import ConfigError, DataError, Interrupted, StorageError
+from palate.models.checkpoints import package_versions, whole_directory, write_text
+from palate.training.callbacks import StopOnInterrupt, TrainingBar
+from palate.training.config import RewardConfig
+from palate.training.settings import HeldOut, RunSettings, SourceSettings
+from palate.training.trainer import RewardTrainer
+from palate.types import PreferenceGroup
+
+SETTINGS_NAME, RUN_NAME = "run.yaml", "run.json"
+SHUFFLE_BUFFER = 1024  # groups shuffled at a time while streaming
+
+Say = Callable[[str], None]
+
+
+@dataclass
+class RunData:
+    """Training groups (None while streaming), evaluation groups, and what became of every source's rows."""
+
+    train: list[PreferenceGroup] | None
+    evaluation: list[PreferenceGroup] | None
+    reports: list[LoadReport] = field(default_factory=list)
+
+
+@dataclass
+class FinishedRun:
+    directory: Path
+    trainer: RewardTrainer
+    data: RunData
+    metrics: dict[str, float]
+
+
+def load_data(settings: RunSettings) -> RunData:
+    """Read, mix and split the data of a run. Raises DataError when a row is bad (see data.on_bad_row) or a split is impossible."""
+    data = settings.data
+    reports: list[LoadReport] = []
+
+    def read(sources: Sequence[SourceSettings]) -> list[PreferenceGroup]:
+        groups: list[PreferenceGroup] = []
+        for i, source in enumerate(sources):
+            loaded = load_groups(source.path, split=source.split, columns=source.columns or data.columns, on_bad_row=data.on_bad_row, name=source.name)
+            reports.extend(loaded.reports)
+            groups += mix(loaded.groups, weight=source.weight, cap=source.cap, seed=data.seed + i)
+        return groups
+
+    if data.streaming:
+        if isinstance(data.eval, HeldOut):
+            raise ConfigError("data.eval: {split: ...} needs the whole data in memory; while streaming give data.eval a file")
+        if not settings.training.get("max_steps"):
+            raise ConfigError("data.streaming: a stream has no known end; set training.max_steps")
+        return RunData(None, read(data.eval) if data.eval else None, reports)
+    train = read(data.train)
+    if isinstance(data.eval, HeldOut):
+        train, evaluation = split_by_prompt(train, fraction=data.eval.split, seed=data.seed)
+        return RunData(train, evaluation, reports)
+    return RunData(train, read(data.eval) if data.eval else None, reports)
+
+
+def shared_prompts(data: RunData) -> int:
+    """Prompts that stand in training and evaluation data alike."""
+    keys = [{prompt_key(g.prompt) for g in groups or () if g.prompt} for groups in (data.train, data.evaluation)]
+    return len(keys[0] & keys[1])
+
+
+def build_trainer(settings: RunSettings, data: RunData, callbacks: list[Any] | None = None) -> RewardTrainer:
+    model = settings.model
+    trainer = RewardTrainer(
+        model=model.name_or_path,
+        args=RewardConfig(
+            **settings.trainer_arguments(),
+            model_init_kwargs={
+                key: value for key, value in (("revision", model.revision), ("dtype", model.dtype), ("attn_implementation", model.attn_implementation)) if value
+            },
+        ),
+        train_dataset=data.train,
+        eval_dataset=data.evaluation,
+        callbacks=callbacks,
+        data_fingerprint=fingerprint(data.train) if data.train else None,
+    )
+    if data.train is None:
+        report = trainer.reports["train"] = EncodeReport()
+        trainer.args.accelerator_config.dispatch_batches = False
+        trainer.train_dataset = streamed(settings, trainer, report)
+    return trainer
+
+
+def streamed(settings: RunSettings, trainer: RewardTrainer, report: EncodeReport) -> IterableDataset:
+    """Encoded groups read as training asks for them, source after source, shuffled within a buffer."""
+
+    def groups() -> Iterator[PreferenceGroup]:
+        for source in settings.data.train:
+            account = LoadReport(source.name or source.path)
+            yield from iter_groups(source.path, account, split=source.split, columns=source.columns or settings.data.columns)
+            if account.bad and settings.data.on_bad_row == "error":
+                raise DataError(f"{account.source}: {sum(account.bad.values())} rows cannot be used: " + "; ".join(account.examples))
+
+    def rows() -> Iterator[dict[str, Any]]:
+        for i, encoded in enumerate(trainer.encoder.encode_groups(groups(), report, ties=settings.data.ties)):
+            yield encoded_row(encoded, i)
+
+    return IterableDataset.from_generator(rows, features=ENCODED_FEATURES).shuffle(seed=settings.data.seed, buffer_size=SHUFFLE_BUFFER)
+
+
+def dry_run(settings: RunSettings) -> dict[str, Any]:
+    """What a run would do: counts after every filter, steps, and the first encoded pair. Trains nothing and writes nothing."""
+    data = load_data(settings)
+    trainer = build_trainer(settings, data)
+    row = next(iter(trainer.train_dataset))  # type: ignore[arg-type]
+    sides = {side: row["token_ids"][row[side][0]] for side in ("chosen", "rejected")}
+    decode = trainer.processing_class.decode  # type: ignore[union-attr]
+    return {
+        "settings": settings.model_dump(mode="json"),
+        "sources": [report.as_dict() for report in data.reports],
+        "encoded": {name: report.as_dict() for name, report in trainer.reports.items()},
+        "learning_rate": trainer.args.learning_rate,
+        "parameters": trainer.model.num_parameters(),
+        "prompts_in_both_sets": shared_prompts(data),
+        "first_pair": {side: {"ids": list(ids), "text": decode(ids)} for side, ids in sides.items()},
+    }
+
+
+def train(settings: RunSettings, *, resume: bool = False, say: Say = print) -> FinishedRun:
+    """Train and save. Raises StorageError when the output directory holds another run, Interrupted after Ctrl-C (with a checkpoint)."""
+    checkpoint = guard_directory(Path(settings.training["output_dir"]), settings, resume=resume)
+    return train_on(settings, load_data(settings), checkpoint=checkpoint, say=say)
+
+
+def train_on(settings: RunSettings, data: RunData, *, checkpoint: str | None = None, say: Say = print) -> FinishedRun:
+    """Train on data that is loaded already, from `checkpoint` where one is given, and save."""
+    directory = Path(settings.training["output_dir"])
+    directory.mkdir(parents=True, exist_ok=True)
+    stop = StopOnInterrupt()
+    trainer = build_trainer(settings, data, [stop])
+    trainer.remove_callback(ProgressCallback)
+    trainer.add_callback(TrainingBar)
+    for name, report in trainer.reports.items():
+        say(f"{name} data: {report.summary()}")
+    if shared := shared_prompts(data):
+        say(f"Note: {shared} prompts stand in training and evaluation data alike")
+    if trainer.is_world_process_zero():
+        write_text(directory / SETTINGS_NAME, yaml.safe_dump(settings.model_dump(mode="json"), sort_keys=False))
+    try:
+        output = trainer.train(resume_from_checkpoint=checkpoint)
+    finally:
+        stop.restore()
+    if stop.interrupted:
+        raise Interrupted(f"stopped at step {trainer.state.global_step} of {trainer.state.max_steps}; checkpoint-{trainer.state.global_step} is saved. Go on with --resume")
+    save(trainer, directory)
+    if trainer.is_world_process_zero():
+        write_text(directory / RUN_NAME, json.dumps(run_record(trainer, data, output.metrics), indent=1) + "\n")
+    return FinishedRun(directory, trainer, data, output.metrics)
+
+
+def save(trainer: RewardTrainer, directory: Path) -> None:
+    """The finished model into `directory`, whole or not at all."""
+    if not trainer.is_world_process_zero():
+        trainer.save_model(str(directory))
+        return
+    with whole_directory(directory) as part:
+        trainer.save_model(str(part))
+
+
+def run_record(trainer: RewardTrainer, data: RunData, metrics: dict[str, float]) -> dict[str, Any]:
+    return {
+        "versions": package_versions(),
+        "data_fingerprint": trainer.data_fingerprint,
+        "sources": [report.as_dict() for report in data.reports],
+        "encoded": {name: report.as_dict() for name, report in trainer.reports.items()},
+        "learning_rate": trainer.args.learning_rate,
+        "metrics": metrics,
+        "log_history": trainer.state.log_history,
+    }
+
+
+def guard_directory(directory: Path, settings: RunSettings, *, resume: bool) -> str | None:
+    """The checkpoint to go on from. Raises StorageError when the directory holds another run, or none to resume."""
+    occupied = directory.is_dir() and any((directory / name).exists() for name in (SETTINGS_NAME, RUN_NAME, "config.json", "adapter_config.json"))
+    if directory.exists() and not directory.is_dir():
+        raise StorageError(f"{directory}: is a file; training.output_dir must be a folder")
+    if not resume:
+        if occupied or (directory.is_dir() and get_last_checkpoint(str(directory))):
+            raise StorageError(f"{directory}: holds another run; choose another training.output_dir, or go on with it by --resume")
+        try:
+            directory.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise StorageError(f"{directory}: cannot be created: {error}") from error
+        return None
+    if not occupied:
+        raise StorageError(f"{directory}: holds no run to resume; leave out --resume")
+    if (directory / RUN_NAME).exists():
+        raise StorageError(f"{directory}: this run is finished; choose another training.output_dir to train again")
+    before = yaml.safe_load((directory / SETTINGS_NAME).read_text(encoding="utf-8"))
+    now = settings.model_dump(mode="json")
+    changed = [section for section in ("model", "data", "loss") if before.get(section) != now[section]]
+    if changed:
+        raise StorageError(f"{directory}: the interrupted run had another {' and '.join(changed)} section (see {SETTINGS_NAME}); resume with the same settings")
+    return get_last_checkpoint(str(directory))

@@ -1,0 +1,284 @@
+"""One run in five sections: model, data, loss, training, eval. YAML file and dotted flags share these names (pydantic, no torch).
+
+Unknown keys are refused with file, line and the nearest key. The `training` section takes every field of RewardConfig (and so of
+transformers.TrainingArguments) except those that another section owns.
+"""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+
+from palate.errors import ConfigError
+
+
+class Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
+
+
+class ModelSettings(Section):
+    name_or_path: str = Field(description="Hub id or folder of a base model, an instruct model or a reward model.")
+    revision: str | None = Field(None, description="Branch, tag or commit on the hub.")
+    trust_remote_code: bool = Field(False, description="Allow a model's own code from the hub to run.")
+    dtype: Literal["float32", "bfloat16", "float16"] = Field("float32", description="Precision of the backbone's weights; head and loss stay float32.")
+    attn_implementation: str | None = Field(None, description="Attention of transformers: sdpa, eager, flash_attention_2, ... Unset: its own choice.")
+    chat_template: str | None = Field(None, description="A .jinja file, a template, or `plain`. Unset: the tokenizer's own.")
+    eos_token: str | None = Field(None, description="Token that ends every response. Unset: the tokenizer's.")
+    pad_token: str | None = Field(None, description="Padding token, never EOS. Unset: the tokenizer's, or a new one.")
+    disable_dropout: bool = Field(True, description="Turn dropout off.")
+
+
+class SourceSettings(Section):
+    path: str = Field(description="File, folder or hub id.")
+    weight: float = Field(1.0, gt=0, description="Passes over this source per epoch: 0.5 takes a random half, 2 takes every row twice.")
+    cap: int | None = Field(None, gt=0, description="At most so many rows of this source.")
+    split: str = Field("train", description="Split of a hub data set or of a folder.")
+    name: str | None = Field(None, description="Name of the source in reports. Unset: the file's name.")
+    columns: dict[str, str] | None = Field(None, description="Our column names -> the source's, e.g. {chosen: better, rejected: worse}.")
+
+
+class HeldOut(Section):
+    split: float = Field(gt=0, lt=1, description="Share of the training groups held out, by prompt.")
+
+
+class DataSettings(Section):
+    train: list[SourceSettings] = Field(description="Training data: a path, or a list of {path, weight, cap, split, name, columns}.")
+    eval: list[SourceSettings] | HeldOut | None = Field(None, description="Evaluation data: a path, a list as for train, or {split: 0.05}.")
+    max_length: int = Field(1024, gt=0, description="Most tokens of prompt plus response.")
+    length_policy: Literal["drop", "truncate_prompt", "error"] = Field("drop", description="What happens to longer pairs (always counted).")
+    separator: str = Field("\n\n", description="Put between a plain-text prompt and response where neither has a blank at the joint.")
+    ties: Literal["drop", "soft"] = Field("drop", description="Tied comparisons: leave out, or train towards probability 0.5.")
+    on_bad_row: Literal["error", "drop"] = Field("error", description="Rows that cannot be used: name them all and stop, or count and leave them.")
+    columns: dict[str, str] | None = Field(None, description="Our column names -> the data's, for every source without its own.")
+    streaming: bool = Field(False, description="Read training rows while training (needs training.max_steps).")
+    num_proc: int | None = Field(None, description="Processes that tokenize hub data sets.")
+    seed: int = Field(42, description="Seed of mixing and of the held-out split.")
+
+    @field_validator("train", mode="before")
+    @classmethod
+    def _one_or_many(cls, value: Any) -> Any:
+        return _sources(value)
+
+    @field_validator("eval", mode="before")
+    @classmethod
+    def _evaluation(cls, value: Any) -> Any:
+        return value if value is None or (isinstance(value, Mapping) and "split" in value and "path" not in value) else _sources(value)
+
+
+def _sources(value: Any) -> Any:
+    items = value if isinstance(value, list) else [value]
+    return [{"path": item} if isinstance(item, str) else item for item in items]
+
+
+class LossSettings(Section):
+    type: Literal["bradley_terry"] = Field("bradley_terry", description="Preference loss.")
+    centering: float = Field(0.0, ge=0, description="Weight of (r_chosen + r_rejected)^2; 0.01 is recommended.")
+    margins: bool = Field(True, description="Subtract the margin column where rows have one.")
+    label_smoothing: float = Field(0.0, ge=0, lt=0.5, description="Chance that a label is flipped.")
+
+
+class EvalSettings(Section):
+    bins: int = Field(10, gt=0, description="Bins of the reliability curve and of ECE.")
+    confidence: float = Field(0.95, gt=0, lt=1, description="Confidence of the intervals.")
+    limit: int | None = Field(None, gt=0, description="Evaluate only the first so many groups.")
+    token_budget: int = Field(16_384, gt=0, description="Padded tokens of one scoring batch.")
+
+
+class RunSettings(Section):
+    model: ModelSettings
+    data: DataSettings
+    loss: LossSettings = LossSettings()
+    training: dict[str, Any] = Field(description="Any field of RewardConfig / transformers.TrainingArguments; output_dir is required.")
+    eval: EvalSettings = EvalSettings()
+
+    def trainer_arguments(self) -> dict[str, Any]:
+        """The sections as keyword arguments of RewardConfig."""
+        model, data, loss = self.model, self.data, self.loss
+        return {
+            **self.training,
+            "trust_remote_code": model.trust_remote_code,
+            "disable_dropout": model.disable_dropout,
+            "chat_template_path": model.chat_template,
+            "eos_token": model.eos_token,
+            "pad_token": model.pad_token,
+            "max_length": data.max_length,
+            "length_policy": data.length_policy,
+            "prompt_separator": data.separator,
+            "ties": data.ties,
+            "on_bad_row": data.on_bad_row,
+            "dataset_num_proc": data.num_proc,
+            "loss_type": loss.type,
+            "use_margins": loss.margins,
+            "label_smoothing": loss.label_smoothing,
+            "center_rewards_coefficient": loss.centering or None,
+        }
+
+
+OWNED_ELSEWHERE = {
+    "trust_remote_code": "model.trust_remote_code",
+    "disable_dropout": "model.disable_dropout",
+    "chat_template_path": "model.chat_template",
+    "eos_token": "model.eos_token",
+    "pad_token": "model.pad_token",
+    "model_init_kwargs": "the model section",
+    "max_length": "data.max_length",
+    "length_policy": "data.length_policy",
+    "prompt_separator": "data.separator",
+    "ties": "data.ties",
+    "on_bad_row": "data.on_bad_row",
+    "dataset_num_proc": "data.num_proc",
+    "loss_type": "loss.type",
+    "use_margins": "loss.margins",
+    "label_smoothing": "loss.label_smoothing",
+    "center_rewards_coefficient": "loss.centering",
+}
+"""RewardConfig fields that a run sets in another section: one name for one thing."""
+
+
+# --- reading ------------------------------------------------------------------------------------------------------------------------------------
+
+
+class _Loader(yaml.SafeLoader):
+    """Safe YAML that reads 1e-5 as a number, as YAML 1.2 does (PyYAML's rule wants 1.0e-5)."""
+
+
+_Loader.yaml_implicit_resolvers = {key: list(value) for key, value in yaml.SafeLoader.yaml_implicit_resolvers.items()}
+_Loader.add_implicit_resolver("tag:yaml.org,2002:float", re.compile(r"^[-+]?[0-9][0-9_]*(\.[0-9_]*)?[eE][-+]?[0-9]+$"), list("-+0123456789"))
+
+
+class Where(dict[str, str]):
+    """Dotted key -> where it was set: `run.yaml:12` or `flag --training.seed`."""
+
+    def find(self, key: str) -> str:
+        while key and key not in self:
+            key = key.rpartition(".")[0]
+        return self.get(key, "configuration")
+
+
+def read_settings(config: str | Path | None, flags: Sequence[str]) -> RunSettings:
+    """A YAML file overlaid with dotted flags. Raises ConfigError that names file, line and nearest key."""
+    values, where = merged_values(config, flags)
+    try:
+        settings = RunSettings.model_validate(values)
+    except ValidationError as error:
+        raise ConfigError("\n".join(_explain(problem, values, where) for problem in error.errors())) from error
+    check_training_keys(settings.training, where)
+    return settings
+
+
+def merged_values(config: str | Path | None, flags: Sequence[str]) -> tuple[dict[str, Any], Where]:
+    values, where = (_read_yaml(Path(config)) if config else ({}, Where()))
+    for key, text in parse_flags(flags):
+        where[key] = f"flag --{key}"
+        _put(values, key, text)
+    return values, where
+
+
+def _read_yaml(path: Path) -> tuple[dict[str, Any], Where]:
+    if not path.is_file():
+        raise ConfigError(f"--config {path}: no such file")
+    text = path.read_text(encoding="utf-8")
+    try:
+        node = yaml.compose(text, Loader=_Loader)
+        values = yaml.load(text, Loader=_Loader)  # noqa: S506 (a SafeLoader)
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{path}: not valid YAML: {error}") from error
+    if not isinstance(values, dict):
+        raise ConfigError(f"{path}: holds {type(values).__name__}, expected the sections {', '.join(RunSettings.model_fields)}")
+    where = Where()
+    _mark(node, "", path, where)
+    return values, where
+
+
+def _mark(node: yaml.Node | None, prefix: str, path: Path, where: Where) -> None:
+    if isinstance(node, yaml.MappingNode):
+        for key, value in node.value:
+            name = f"{prefix}{key.value}"
+            where[name] = f"{path}:{key.start_mark.line + 1}"
+            _mark(value, f"{name}.", path, where)
+    elif isinstance(node, yaml.SequenceNode):
+        for i, value in enumerate(node.value):
+            where[f"{prefix}{i}"] = f"{path}:{value.start_mark.line + 1}"
+            _mark(value, f"{prefix}{i}.", path, where)
+
+
+def parse_flags(flags: Sequence[str]) -> list[tuple[str, Any]]:
+    """`--a.b value`, `--a.b=value` and bare `--a.b` (true) as (dotted key, value); values are read as YAML."""
+    pairs: list[tuple[str, Any]] = []
+    i = 0
+    while i < len(flags):
+        flag = flags[i]
+        if not flag.startswith("--"):
+            raise ConfigError(f"unexpected argument {flag!r}; options are written --section.key value")
+        key, equals, text = flag[2:].partition("=")
+        if not equals:
+            has_value = i + 1 < len(flags) and not flags[i + 1].startswith("--")
+            text = flags[i + 1] if has_value else "true"
+            i += has_value
+        key = key.replace("-", "_")
+        if "." not in key:
+            raise ConfigError(f"unknown option --{key}; options are written --section.key, with section one of {', '.join(RunSettings.model_fields)}")
+        pairs.append((key, yaml.load(text, Loader=_Loader)))  # noqa: S506
+        i += 1
+    return pairs
+
+
+def _put(values: dict[str, Any], key: str, value: Any) -> None:
+    *parents, last = key.split(".")
+    for parent in parents:
+        inner = values.get(parent)
+        if not isinstance(inner, dict):
+            inner = values[parent] = {} if inner is None or isinstance(inner, str) else inner
+        if not isinstance(inner, dict):
+            raise ConfigError(f"flag --{key}: `{parent}` is a list; set it in the file")
+        values = inner
+    values[last] = value
+
+
+def _fields_at(location: Iterable[Any]) -> list[str]:
+    model: Any = RunSettings
+    for part in location:
+        field = getattr(model, "model_fields", {}).get(part)
+        model = {"train": SourceSettings, "eval": SourceSettings}.get(str(part)) if model is DataSettings else (field.annotation if field else model)
+    return list(getattr(model, "model_fields", {}))
+
+
+def _explain(problem: Any, values: Mapping[str, Any], where: Where) -> str:
+    # pydantic puts the names of union branches into the path; they are no keys
+    location = [str(part) for part in problem["loc"] if not (isinstance(part, str) and ("[" in part or part in ("HeldOut",)))]
+    key = ".".join(location)
+    if problem["type"] == "extra_forbidden":
+        names = _fields_at(location[:-1])
+        near = difflib.get_close_matches(location[-1], names, n=1, cutoff=0.5)
+        hint = f"did you mean `{'.'.join([*location[:-1], near[0]])}`?" if near else f"known keys: {', '.join(names)}"
+        return f"{where.find(key)}: unknown key `{key}`; {hint}"
+    if problem["type"] == "missing":
+        return f"{where.find('.'.join(location[:-1]))}: `{key}` is missing; set it in the file or with --{key}"
+    return f"{where.find(key)}: `{key}` is {problem['input']!r:.80}: {problem['msg'].lower()}"
+
+
+def check_training_keys(training: Mapping[str, Any], where: Where) -> None:
+    """Refuse keys that RewardConfig does not have or that another section owns; needs transformers, so it runs after the cheap checks."""
+    import dataclasses
+
+    from palate.training.config import RewardConfig
+
+    names = [field.name for field in dataclasses.fields(RewardConfig) if field.init and field.name not in OWNED_ELSEWHERE]
+    problems = []
+    for key in training:
+        place = where.find(f"training.{key}")
+        if key in OWNED_ELSEWHERE:
+            problems.append(f"{place}: `training.{key}` is set with {OWNED_ELSEWHERE[key]}")
+        elif key not in names:
+            near = difflib.get_close_matches(key, names, n=1, cutoff=0.5)
+            problems.append(f"{place}: unknown key `training.{key}`" + (f"; did you mean `training.{near[0]}`?" if near else ""))
+    if not training.get("output_dir"):
+        problems.append(f"{where.find('training')}: `training.output_dir` is missing; set it in the file or with --training.output_dir")
+    if problems:
+        raise ConfigError("\n".join(problems))

@@ -1,0 +1,407 @@
+"""RewardTrainer: transformers.Trainer over index batches, with a loss reduced by the weight of the whole optimizer step.
+
+The constructor is TRL's. What differs underneath: every response is forwarded once and compared by index; 8 steps of accumulation give the
+gradient of one batch of 8; logged figures are exact over all comparisons of the interval, not means of batch means; evaluation is exact over
+comparisons; saving writes the contract.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import shutil
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from accelerate.utils import gather_object
+from datasets import Dataset, DatasetDict, IterableDataset, IterableDatasetDict
+from safetensors import SafetensorError
+from torch import Tensor, nn
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer, TrainerCallback, set_seed
+from transformers.trainer_utils import EvalLoopOutput, EvalPrediction
+
+from palate.data.collation import COMPARISON_KEYS, PreferenceCollator
+from palate.data.formats import parse_row
+from palate.data.preparation import is_encoded, prepare
+from palate.data.tokenization import EncodeReport, Encoder, prepare_tokenizer
+from palate.errors import DataError, ModelError, RowError, StorageError
+from palate.losses.objective import Objective
+from palate.models.checkpoints import RewardStatistics
+from palate.models.heads import head_names
+from palate.models.reward_model import RewardOutput, as_reward_model, fit_tokenizer, load_pretrained, load_tokenizer, position_limit, turn_dropout_off
+from palate.stats.calibration import fit_temperature
+from palate.training.callbacks import print_samples
+from palate.training.config import RewardConfig
+from palate.training.contract import NUM_GOLDEN, build_contract
+from palate.types import Exchange, PreferenceGroup
+
+TrainingData = Dataset | IterableDataset | Sequence[PreferenceGroup]
+EvaluationData = TrainingData | DatasetDict | IterableDatasetDict | dict[str, Any]
+
+TRACKER_NAMES = {
+    "loss": "loss",
+    "accuracy": "accuracy",
+    "chosen_rewards": "chosen_rewards",
+    "rejected_rewards": "rejected_rewards",
+    "margin": "reward_margin",
+    "learning_rate": "lr",
+}
+"""Our (and TRL's) metric names -> open-instruct's, which appear as `train/rm/...` and `eval/rm/...` in trackers."""
+
+
+class RewardTrainer(Trainer):
+    """Trains a reward model on preferences; a drop-in for TRL's RewardTrainer.
+
+    Args:
+        model: hub id or folder (loaded with one label and a fresh head unless it has a trained one), or a loaded `*ForSequenceClassification`.
+        args: a RewardConfig.
+        train_dataset, eval_dataset: `datasets` objects in any known layout (see docs/formats.md), already encoded data, or preference groups;
+            `eval_dataset` may be a dictionary of them.
+        processing_class: the tokenizer; loaded beside the model if not given.
+        compute_metrics: called with predictions [P, 2] (rewards of chosen, rejected) and labels [P] of zeros.
+        peft_config: wraps the model; the reward head is always added to what is trained and saved.
+        quantization_config: handed to from_pretrained where the model is given by name.
+    """
+
+    loss_is_scaled_for_ga = True
+
+    def __init__(
+        self,
+        model: str | Path | PreTrainedModel | nn.Module,
+        args: RewardConfig | None = None,
+        data_collator: Callable[..., Any] | None = None,
+        train_dataset: TrainingData | None = None,
+        eval_dataset: EvaluationData | None = None,
+        processing_class: PreTrainedTokenizerBase | None = None,
+        compute_metrics: Callable[[EvalPrediction], dict[str, float]] | None = None,
+        callbacks: list[TrainerCallback] | None = None,
+        optimizers: tuple[Any, Any] = (None, None),
+        optimizer_cls_and_kwargs: tuple[Any, dict[str, Any]] | None = None,
+        preprocess_logits_for_metrics: Callable[[Tensor, Tensor], Tensor] | None = None,
+        quantization_config: Any = None,
+        peft_config: Any = None,
+        *,
+        data_fingerprint: str | None = None,
+    ):
+        name = str(model) if isinstance(model, (str, Path)) else str(model.config._name_or_path)  # type: ignore[union-attr]
+        args = args or RewardConfig(output_dir=f"{Path(name).name or 'model'}-Reward")
+        check_single_device(args)
+        set_seed(args.seed)
+        model = build_model(model, args, quantization_config)
+        tokenizer = prepare_tokenizer(
+            processing_class or load_tokenizer(name, trust_remote_code=args.trust_remote_code),
+            chat_template=args.chat_template_path,
+            eos_token=args.eos_token,
+            pad_token=args.pad_token,
+        )
+        fit_tokenizer(model, tokenizer)
+        self.encoder = Encoder(tokenizer, max_length=shortest(args.max_length, position_limit(model)), length_policy=args.length_policy, separator=args.prompt_separator)
+        args.learning_rate = args.resolved_learning_rate(model.num_parameters(), lora=peft_config is not None)
+        if peft_config is not None:
+            model = wrap_peft(model, peft_config, args)
+        self.objective = Objective(args.loss_type, args.use_margins, args.label_smoothing, args.center_rewards_coefficient or 0.0)
+        self.reports: dict[str, EncodeReport] = {}
+        self.data_fingerprint = data_fingerprint
+        self.reward_statistics: RewardStatistics | None = None
+        self._golden = golden_exchanges(train_dataset)
+        if isinstance(train_dataset, IterableDataset):
+            args.accelerator_config.dispatch_batches = False  # dispatching slices tensors by rows, which index batches do not allow
+        if train_dataset is not None:
+            train_dataset = self._prepare(train_dataset, args, "train")
+        if eval_dataset is not None:
+            eval_dataset = self._prepare_evaluation(eval_dataset, args)
+        super().__init__(
+            model=model,
+            args=args,
+            data_collator=data_collator or PreferenceCollator(int(tokenizer.pad_token_id), args.pad_to_multiple_of),  # type: ignore[arg-type]
+            train_dataset=train_dataset,
+            eval_dataset=eval_dataset,
+            processing_class=tokenizer,
+            compute_metrics=compute_metrics,
+            callbacks=callbacks,
+            optimizers=optimizers,
+            optimizer_cls_and_kwargs=optimizer_cls_and_kwargs,
+            preprocess_logits_for_metrics=preprocess_logits_for_metrics,
+        )
+        # Trainer calls compute_loss in evaluation only for models that can return a loss without labels.
+        self.can_return_loss, self.label_names = True, []
+        self._sums: dict[str, Tensor] = {}
+        self._extremes: list[Tensor] = []
+        self._episodes, self._tokens = 0, 0
+        self._evaluated: dict[int, np.ndarray] | None = None
+
+    # --- data -------------------------------------------------------------------------------------------------------------------------------
+
+    def _prepare(self, data: TrainingData, args: RewardConfig, name: str) -> Dataset | IterableDataset:
+        encoded, report = prepare(data, self.encoder, name=name, ties=args.ties, on_bad_row=args.on_bad_row, num_proc=args.dataset_num_proc)
+        self.reports[name] = report
+        return encoded
+
+    def _prepare_evaluation(self, data: EvaluationData, args: RewardConfig) -> Any:
+        if isinstance(data, dict):
+            return {name: self._prepare(part, args, name) for name, part in data.items()}
+        return self._prepare(data, args, "eval")
+
+    def _set_signature_columns_if_needed(self) -> None:
+        if self._signature_columns is None:
+            self._signature_columns = ["token_ids", "length", *COMPARISON_KEYS]
+
+    # --- loss -------------------------------------------------------------------------------------------------------------------------------
+
+    def compute_loss(
+        self, model: nn.Module, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Tensor | int | None = None
+    ) -> Any:
+        """Loss of an index batch: sum of weighted losses over the weight of the whole optimizer step (`num_items_in_batch`)."""
+        comparisons = {key: inputs[key] for key in COMPARISON_KEYS}
+        outputs: RewardOutput = model(**{key: value for key, value in inputs.items() if key not in comparisons})
+        rewards = outputs.logits[:, 0]  # type: ignore[index]
+        result = self.objective(rewards, comparisons)
+        if num_items_in_batch is None:
+            loss = result.total / result.weight
+        else:
+            # DDP averages gradients over ranks while the weight is already global.
+            loss = result.total / num_items_in_batch * self.accelerator.num_processes
+        if self.model.training:
+            self._count(result.metrics, rewards.detach(), inputs)
+        elif self._evaluated is not None:
+            self._record(rewards.detach(), comparisons)
+        return (loss, outputs) if return_outputs else loss
+
+    def _get_num_items_in_batch(self, batch_samples: list[Any], device: torch.device) -> Tensor | None:
+        """Weight of all comparisons of an optimizer step, over accumulation steps and ranks."""
+        if not batch_samples:
+            return None
+        if "weight" not in batch_samples[0]:
+            raise DataError(f"the data collator gave {sorted(batch_samples[0])}; expected an index batch with {', '.join(COMPARISON_KEYS)}")
+        weight = torch.stack([batch["weight"].sum() for batch in batch_samples]).sum().to(device)
+        return self.accelerator.gather(weight).sum()
+
+    @contextlib.contextmanager
+    def _offload(self) -> Iterator[None]:
+        if not self.args.activation_offloading:
+            yield
+            return
+        with torch.autograd.graph.save_on_cpu(pin_memory=torch.cuda.is_available()):
+            yield
+
+    def training_step(self, *args: Any, **kwargs: Any) -> Tensor:
+        with self._offload():
+            return super().training_step(*args, **kwargs)
+
+    # --- metrics ----------------------------------------------------------------------------------------------------------------------------
+
+    def _count(self, metrics: Mapping[str, tuple[Tensor, Tensor]], rewards: Tensor, inputs: Mapping[str, Tensor]) -> None:
+        """Add (sum, weight) of each metric on the device; nothing is synchronised until the next log."""
+        for name, pair in metrics.items():
+            value = torch.stack(pair).double()
+            self._sums[name] = self._sums.get(name, torch.zeros_like(value)) + value
+        counts = torch.stack([rewards.new_tensor(len(rewards)), rewards.sum(), inputs["attention_mask"].sum().float(), inputs["weight"].sum()]).double()
+        self._sums["_counts"] = self._sums.get("_counts", torch.zeros_like(counts)) + counts
+        groups = inputs["group"]
+        self._sums["_groups"] = self._sums.get("_groups", torch.zeros_like(counts[:1])) + torch.unique(groups).numel()
+        self._extremes.append(torch.stack([rewards.min(), -rewards.max()]).double())
+
+    def _take_metrics(self) -> dict[str, float]:
+        """Exact metrics over all comparisons since the last log, over all ranks; resets the sums."""
+        if not self._sums:
+            return {}
+        names = sorted(self._sums)
+        packed = torch.cat([self._sums[name] for name in names])
+        total = self.accelerator.reduce(packed, "sum").cpu()
+        lowest, highest = self.accelerator.gather(torch.stack(self._extremes).min(dim=0).values[None]).min(dim=0).values.tolist()
+        parts = dict(zip(names, torch.split(total, [len(self._sums[name]) for name in names]), strict=True))
+        self._sums, self._extremes = {}, []
+        num_rewards, reward_sum, tokens, _ = parts.pop("_counts").tolist()
+        self._episodes += int(parts.pop("_groups").item())
+        self._tokens += int(tokens)
+        metrics = {name: (value[0] / value[1]).item() for name, value in parts.items() if value[1] > 0}
+        return metrics | {
+            "min_reward": lowest,
+            "mean_reward": reward_sum / num_rewards,
+            "max_reward": -highest,
+            "num_tokens": self._tokens,
+            "episode": self._episodes,
+        }
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """Add exact training metrics, and open-instruct's names beside ours. Raises ModelError when the loss is not a number."""
+        if "loss" in logs and "eval_loss" not in logs:
+            logs |= self._take_metrics()
+            if not np.isfinite(logs["loss"]):
+                raise ModelError(
+                    f"the loss is {logs['loss']} at step {self.state.global_step}; lower the learning rate, or look for broken rows. "
+                    "The last checkpoint is from before."
+                )
+        logs |= {f"rm/{theirs}": logs[ours] for ours, theirs in TRACKER_NAMES.items() if ours in logs}
+        logs |= {f"eval_rm/{theirs}": logs[f"eval_{ours}"] for ours, theirs in TRACKER_NAMES.items() if f"eval_{ours}" in logs}
+        super().log(logs, start_time)
+
+    # --- evaluation --------------------------------------------------------------------------------------------------------------------------
+
+    def _record(self, rewards: Tensor, comparisons: Mapping[str, Tensor]) -> None:
+        """Keep the rewards of every comparison, by group, so that a group repeated to fill up a rank counts once."""
+        assert self._evaluated is not None
+        columns = [rewards.float()[comparisons["chosen"]], rewards.float()[comparisons["rejected"]]]
+        columns += [comparisons[key] for key in ("weight", "probability", "margin")]
+        table = torch.stack([column.double() for column in columns], dim=1).cpu().numpy()
+        groups = comparisons["group"].cpu().numpy()
+        for group in np.unique(groups):
+            self._evaluated[int(group)] = table[groups == group]
+
+    def evaluation_loop(self, dataloader: Any, description: str, prediction_loss_only: bool | None = None, ignore_keys: list[str] | None = None, metric_key_prefix: str = "eval") -> EvalLoopOutput:
+        """Trainer's loop for devices and wrapping, our own figures: exact over comparisons, whatever the batches and ranks."""
+        self._evaluated = {}
+        output = super().evaluation_loop(dataloader, description, True, ignore_keys, metric_key_prefix)
+        gathered = gather_object([self._evaluated])
+        self._evaluated = None
+        groups = {group: table for part in gathered for group, table in part.items()}
+        if not groups:
+            raise DataError("the evaluation data gave no comparison")
+        table = np.concatenate([groups[group] for group in sorted(groups)])  # [P, 5]
+        columns = torch.from_numpy(table)
+        chosen, rejected, weight, probability, margin = columns.unbind(1)
+        batch = {"chosen": torch.arange(len(table)), "rejected": torch.arange(len(table)) + len(table), "weight": weight, "probability": probability, "margin": margin}
+        result = self.objective(torch.cat([chosen, rejected]), batch)
+        metrics = {name: (total / norm).item() for name, (total, norm) in result.metrics.items() if norm > 0}
+        rewards = torch.cat([chosen, rejected])
+        metrics |= {"min_reward": rewards.min().item(), "mean_reward": rewards.mean().item(), "max_reward": rewards.max().item(), "comparisons": len(table)}
+        predictions, labels = columns[:, :2], torch.zeros(len(table), dtype=torch.long)
+        if self.preprocess_logits_for_metrics is not None:
+            predictions = self.preprocess_logits_for_metrics(predictions, labels)
+        if self.compute_metrics is not None:
+            metrics |= self.compute_metrics(EvalPrediction(predictions=predictions.numpy(), label_ids=labels.numpy()))
+        self.reward_statistics = reward_statistics(table[:, 0], table[:, 1], table[:, 3])
+        ours = {f"{metric_key_prefix}_{name}": value for name, value in metrics.items()}
+        return EvalLoopOutput(predictions.numpy(), labels.numpy(), (output.metrics or {}) | ours, len(groups))
+
+    def evaluate(self, eval_dataset: Any = None, ignore_keys: list[str] | None = None, metric_key_prefix: str = "eval") -> dict[str, float]:
+        if eval_dataset is not None and not isinstance(eval_dataset, str):
+            eval_dataset = self._prepare_evaluation(eval_dataset, self.args)
+        metrics = super().evaluate(eval_dataset, ignore_keys, metric_key_prefix)
+        if self.args.num_print_samples > 0 and self.is_world_process_zero():
+            self.visualize_samples(self.args.num_print_samples)
+        return metrics
+
+    def visualize_samples(self, num_print_samples: int = 10) -> None:
+        """Print a table of the first evaluation pairs (texts as the model reads them) with their rewards."""
+        dataset = next(iter(self.eval_dataset.values())) if isinstance(self.eval_dataset, dict) else self.eval_dataset
+        if dataset is None:
+            raise DataError("visualize_samples needs an eval_dataset")
+        rows = []
+        training = self.model.training
+        self.model.eval()
+        for row in islice(iter(dataset), num_print_samples):
+            batch = PreferenceCollator(int(self.processing_class.pad_token_id))([row])  # type: ignore[union-attr, arg-type]
+            with torch.inference_mode():
+                rewards = self.model(**{key: batch[key].to(self.args.device) for key in ("input_ids", "attention_mask")}).logits[:, 0].tolist()
+            a, b = row["chosen"][0], row["rejected"][0]
+            texts = [self.processing_class.decode(row["token_ids"][i], skip_special_tokens=True) for i in (a, b)]  # type: ignore[union-attr]
+            rows.append((*texts, rewards[a], rewards[b]))
+        self.model.train(training)
+        print_samples(rows, f"Evaluation samples at step {self.state.global_step}")  # type: ignore[arg-type]
+
+    # --- saving ------------------------------------------------------------------------------------------------------------------------------
+
+    def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
+        """A resumable checkpoint, or none: what a full disk left half-written is removed."""
+        try:
+            super()._save_checkpoint(model, trial)
+        except (OSError, SafetensorError, RuntimeError) as error:
+            if isinstance(error, RuntimeError) and "write" not in str(error):  # torch.save reports a full disk as RuntimeError
+                raise
+            folder = Path(self._get_output_dir(trial)) / f"checkpoint-{self.state.global_step}"
+            shutil.rmtree(folder, ignore_errors=True)
+            raise StorageError(f"{folder}: the checkpoint could not be written ({error}); it was removed. Free some space and go on with --resume") from error
+
+    def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
+        """The model as transformers saves it, plus the contract. Sharded weights cannot be scored here: their contract has no golden examples."""
+        super()._save(output_dir, state_dict)
+        if self.args.should_save:
+            whole = not (self.is_fsdp_enabled or self.is_deepspeed_enabled)
+            contract = build_contract(
+                self.accelerator.unwrap_model(self.model, keep_torch_compile=False),
+                self.encoder,
+                golden=self._golden if whole else [],
+                rewards=self.reward_statistics,
+                data_fingerprint=self.data_fingerprint,
+            )
+            contract.save(output_dir or self.args.output_dir)  # type: ignore[arg-type]
+
+
+# --- parts of the constructor -----------------------------------------------------------------------------------------------------------------
+
+
+def check_single_device(args: RewardConfig) -> None:
+    """`nn.DataParallel` would slice index tensors by rows; several GPUs need one process each."""
+    if args.n_gpu > 1:
+        raise ModelError(f"{args.n_gpu} GPUs in one process: start with torchrun or accelerate launch, or set CUDA_VISIBLE_DEVICES to one GPU")
+    if args.accelerator_config.dispatch_batches:
+        raise ModelError("accelerator_config.dispatch_batches=True would slice index batches; leave it unset")
+
+
+def build_model(model: str | Path | nn.Module, args: RewardConfig, quantization_config: Any) -> PreTrainedModel:
+    if not isinstance(model, (str, Path)):
+        if args.model_init_kwargs:
+            raise ModelError("model_init_kwargs are for a model given by name; this one is loaded already")
+        reward_model = as_reward_model(model)  # type: ignore[arg-type]
+        if args.disable_dropout:
+            turn_dropout_off(reward_model)
+        return reward_model
+    kwargs = dict(args.model_init_kwargs or {})
+    if quantization_config is not None:
+        if "quantization_config" in kwargs:
+            raise ModelError("quantization_config is given twice: as an argument and in model_init_kwargs")
+        kwargs["quantization_config"] = quantization_config
+    kwargs.pop("num_labels", None)
+    return load_pretrained(
+        str(model), trust_remote_code=kwargs.pop("trust_remote_code", args.trust_remote_code), disable_dropout=args.disable_dropout, seed=args.seed, **kwargs
+    )
+
+
+def wrap_peft(model: PreTrainedModel, peft_config: Any, args: RewardConfig) -> Any:
+    """The model with adapters; the head joins `modules_to_save`, since PEFT would otherwise freeze it at its random start and not save it."""
+    try:
+        from peft import PeftModel, get_peft_model
+    except ImportError as error:
+        raise ModelError("peft_config needs the peft package: pip install 'palate[peft]'") from error
+    if isinstance(model, PeftModel):
+        raise ModelError("the model already is a PeftModel; merge it first, or leave out peft_config")
+    (head,) = head_names(model)
+    peft_config.task_type = "SEQ_CLS"
+    peft_config.modules_to_save = sorted({*(peft_config.modules_to_save or []), head.split(".")[0]})
+    wrapped = get_peft_model(model, peft_config)
+    if not any(p.requires_grad for n, p in wrapped.named_parameters() if head.split(".")[0] in n):
+        raise ModelError(f"the reward head `{head}` would not be trained under this peft_config")
+    if args.gradient_checkpointing:
+        wrapped.enable_input_require_grads()
+    return wrapped
+
+
+def shortest(*lengths: int | None) -> int | None:
+    return min((length for length in lengths if length is not None), default=None)
+
+
+def golden_exchanges(data: Any) -> list[Exchange]:
+    """A few exchanges of the training data, to be recorded with their scores."""
+    if data is None or is_encoded(data) or isinstance(data, IterableDataset):
+        return []
+    groups = []
+    for row in islice(iter(data), NUM_GOLDEN):
+        try:
+            groups.append(row if isinstance(row, PreferenceGroup) else parse_row(row))
+        except RowError:
+            continue
+    return [exchange for group in groups for exchange in group.exchanges()[:2]][: 2 * NUM_GOLDEN]
+
+
+def reward_statistics(chosen: np.ndarray, rejected: np.ndarray, probability: np.ndarray) -> RewardStatistics | None:
+    """Mean, spread and best temperature on decided comparisons; each comparison brings both of its rewards."""
+    decided = probability != 0.5
+    if not decided.any():
+        return None
+    rewards = np.concatenate([chosen[decided], rejected[decided]])
+    temperature = fit_temperature(chosen[decided] - rejected[decided])
+    return RewardStatistics(float(rewards.mean()), float(rewards.std()), temperature.value, int(decided.sum()))
