@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from palate.data.loading import load_groups
-from palate.data.tokenization import EncodeReport, Encoder, as_exchange, common_prefix, framing_rules, prepare_tokenizer, read_chat_template
+from palate.data.tokenization import EncodeReport, Encoder, as_exchange, closed_template, common_prefix, framing_rules, prepare_tokenizer, read_chat_template
 from palate.errors import ConfigError, DataError, ModelError
 from palate.types import Exchange, TokenIds
 from tests.conftest import TOKENIZERS, bert_tokenizer, chatml_tokenizer, llama_tokenizer
@@ -34,11 +34,31 @@ def test_one_prefix_and_one_eos(kind: str, exchange: Exchange) -> None:
 
 
 def test_a_blank_after_the_last_turn_does_not_stand_behind_eos() -> None:
-    """ChatML leaves "\\n" after <|im_end|>; the pooled token must be <|im_end|>, as at training so at scoring."""
+    """ChatML leaves "\\n" after <|im_end|>; the pooled token must be <|im_end|>, as at training so at scoring, in any tool."""
+    messages = [*CHAT.prompt, *CHAT.response]
+    raw = chatml_tokenizer().apply_chat_template(messages, tokenize=True)["input_ids"]
     e = encoder("qwen3")
-    raw = e.tokenizer.apply_chat_template([*CHAT.prompt, *CHAT.response], tokenize=True)["input_ids"]
     assert e.tokenizer.decode(raw[-1]) == "\n"
-    assert e.encode([CHAT])[0] == raw[:-1]
+    assert e.encode([CHAT])[0] == raw[:-1] == e.tokenizer.apply_chat_template(messages, tokenize=True)["input_ids"]
+
+
+def test_eos_is_added_where_the_template_leaves_it_out() -> None:
+    tokenizer = chatml_tokenizer()
+    tokenizer.chat_template = "{% for m in messages %}{{ m['content'] }} {% endfor %}"
+    e = Encoder(prepare_tokenizer(tokenizer), max_length=64)
+    assert e.render(CHAT) == "what is paris? the capital<|im_end|>"
+    assert closed_template(e.tokenizer.chat_template) == e.tokenizer.chat_template, "closing twice changes nothing"
+
+
+def test_generation_prompts_stay_as_they_were() -> None:
+    closed = encoder("qwen3").tokenizer
+    assert closed.apply_chat_template(list(CHAT.prompt), tokenize=False, add_generation_prompt=True).endswith("<|im_start|>assistant\n")
+
+
+def test_a_foreign_template_is_left_alone() -> None:
+    e = Encoder(prepare_tokenizer(chatml_tokenizer(), close=False), max_length=64)
+    assert e.tokenizer.decode(e.encode([CHAT])[0][-1]) == "\n"
+    assert e.encode([TEXT])[0][-1] == e.rules.eos_id
 
 
 def test_bos_written_by_the_template_is_not_doubled() -> None:

@@ -193,7 +193,7 @@ def test_config_turns_into_flags() -> None:
         RewardConfig(output_dir="x", ties="half")
 
 
-def test_two_labels_and_foreign_collators_are_refused(tmp_path: Path, pairs: list[dict]) -> None:
+def test_a_model_with_two_labels_is_refused(tmp_path: Path, pairs: list[dict]) -> None:
     model = tiny_model("qwen3")
     model.config.num_labels = 2
     with pytest.raises(ModelError, match="num_labels=2"):

@@ -4,8 +4,8 @@ The same encoder runs in training, evaluation, scoring and serving, and is recor
 depends on which tool asked for it. What it guarantees for every sequence:
 
 - the tokenizer's own prefix (BOS, [CLS]) stands once at the front, whatever the template wrote;
-- the end-of-sequence token stands once at the end: blanks that a template leaves after its last turn are removed first, so that the pooled
-  token is EOS and never a newline;
+- the end-of-sequence token stands at the end: the chat template is closed (`closed_template`), so that blanks after its last turn go and EOS
+  follows where the template leaves it out. The closed template is saved with the checkpoint, and every other tool renders the same ids;
 - a response is never cut. A sequence longer than `max_length` is dropped, loses the start of its *prompt*, or is an error, as the policy says.
 """
 
@@ -39,6 +39,13 @@ PLAIN_CHAT_TEMPLATE = (
     "{% if add_generation_prompt %}assistant:{% endif %}"
 )
 """`chat_template: plain`: "user: ...", "assistant: ..." paragraphs, for models that come without a template (encoders, base models)."""
+
+CLOSED_MARK = "{#- ends at EOS -#}"
+CLOSING = (
+    "{% endset %}{% if add_generation_prompt %}{{ reward_text }}{% else %}{% set reward_text = reward_text.rstrip() %}{{ reward_text }}"
+    "{% if eos_token and not reward_text.endswith(eos_token) %}{{ eos_token }}{% endif %}{% endif %}"
+)
+"""Wrapped around a chat template for training: the same text, ending in EOS and nothing after it (generation prompts stay as they were)."""
 
 GROUPS_PER_CALL = 256  # groups handed to the tokenizer at once: fast tokenizers spread one call over threads
 
@@ -111,6 +118,7 @@ class Encoder:
         self.length_policy = length_policy
         self.separator = separator
         self.rules = framing_rules(tokenizer)
+        self.closed = bool(tokenizer.chat_template) and str(tokenizer.chat_template).startswith(CLOSED_MARK)
         if max_length is not None and max_length < len(self.rules.prefix) + 2:
             raise ConfigError(f"max_length is {max_length}; a sequence needs room for {len(self.rules.prefix) + 2} tokens at least")
 
@@ -130,7 +138,7 @@ class Encoder:
         if isinstance(prompt, TokenIds) or isinstance(response, TokenIds):
             raise DataError("token ids have no text; they are used as they are")
         messages = [*_as_messages(prompt, "user"), *_as_messages(response, "assistant")]
-        return self._apply_template(messages, exchange.template_args).rstrip()
+        return self._apply_template(messages, exchange.template_args)
 
     def _joint(self, prompt: str, response: str) -> str:
         if not prompt or not response or prompt[-1].isspace() or response[0].isspace():
@@ -154,11 +162,13 @@ class Encoder:
         texts = [None if isinstance(e.response, TokenIds) else self.render(e) for e in exchanges]
         plain = [text for text in texts if text is not None]
         ids = iter(self.tokenizer(plain, add_special_tokens=False)["input_ids"] if plain else [])
-        return [list(e.response) if text is None else self._frame(next(ids)) for e, text in zip(exchanges, texts, strict=True)]
+        return [list(e.response) if text is None else self._frame(next(ids), e) for e, text in zip(exchanges, texts, strict=True)]
 
-    def _frame(self, ids: list[int]) -> list[int]:
+    def _frame(self, ids: list[int], exchange: Exchange) -> list[int]:
         ids = self.rules.prefix + ids
-        return ids if ids[-1] == self.rules.eos_id else [*ids, self.rules.eos_id]
+        # A chat template that was never closed belongs to a model of another trainer, which saw what the template itself writes.
+        ends = ids[-1] == self.rules.eos_id or not (isinstance(exchange.response, str) or self.closed)
+        return ids if ends else [*ids, self.rules.eos_id]
 
     def prompt_length(self, exchange: Exchange, ids: Sequence[int]) -> int:
         """How many leading ids belong to the prompt alone (found on ids: sharing ends where the prompt's own ids differ)."""
@@ -288,10 +298,24 @@ def framing_rules(tokenizer: PreTrainedTokenizerBase) -> Rules:
     return Rules(prefix, eos_id, bos_text, str(eos_text))
 
 
+def closed_template(template: Any) -> str:
+    """The template, ending in EOS and nothing after it. Of several named templates the default one is taken."""
+    text = template["default"] if isinstance(template, dict) else str(template)
+    return text if text.startswith(CLOSED_MARK) else f"{CLOSED_MARK}{{% set reward_text %}}{text}{CLOSING}"
+
+
 def prepare_tokenizer(
-    tokenizer: PreTrainedTokenizerBase, *, chat_template: str | None = None, eos_token: str | None = None, pad_token: str | None = None
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    chat_template: str | None = None,
+    eos_token: str | None = None,
+    pad_token: str | None = None,
+    close: bool = True,
 ) -> PreTrainedTokenizerBase:
-    """Set template, EOS and a pad token that is never EOS; pads on the right. The embedding is resized later if a token was added."""
+    """Set template, EOS and a pad token that is never EOS; pads on the right. The embedding is resized later if a token was added.
+
+    `close`: make the chat template end at EOS (for training; a model of another trainer keeps its template as it is).
+    """
     for name, token in (("eos_token", eos_token), ("pad_token", pad_token)):
         if token is not None and token not in tokenizer.get_vocab():
             raise ModelError(f"{name} {token!r} is not in the vocabulary of {tokenizer.name_or_path!r} ({len(tokenizer)} tokens)")
@@ -301,6 +325,8 @@ def prepare_tokenizer(
         tokenizer.pad_token = pad_token
     if chat_template is not None:
         tokenizer.chat_template = read_chat_template(chat_template)
+    if close and tokenizer.chat_template:
+        tokenizer.chat_template = closed_template(tokenizer.chat_template)
     eos_id = tokenizer.eos_token_id if tokenizer.eos_token_id is not None else tokenizer.sep_token_id
     if tokenizer.pad_token_id is None or tokenizer.pad_token_id == eos_id:
         if pad_token is not None:

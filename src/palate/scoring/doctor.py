@@ -59,7 +59,7 @@ def _tokenizer_checks(directory: Path, config: dict) -> Iterator[Check]:
     pad = tokenizer.pad_token_id
     yield Check("pad token", pad is not None, "without a pad token batches of several rows fail")
     yield Check("pad is not EOS", pad is None or pad != tokenizer.eos_token_id, f"pad id {pad}, EOS id {tokenizer.eos_token_id}; if equal, transformers pools the token before EOS")
-    recorded = config.get("pad_token_id") or (config.get("text_config") or {}).get("pad_token_id")
+    recorded = config.get("pad_token_id", (config.get("text_config") or {}).get("pad_token_id"))
     yield Check("pad id agrees", recorded == pad, f"config says {recorded}, tokenizer {pad}")
 
 

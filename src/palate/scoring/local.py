@@ -124,12 +124,12 @@ def load_scorer(
     """A checkpoint (or hub id) as Scorer, under its own contract.
 
     The golden examples are replayed first; a checkpoint that does not reproduce them raises ContractError. A reward model without a contract
-    (from another trainer) is accepted: its tokenizer's own conventions are used, and nothing can be verified.
+    (from another trainer) is accepted: its chat template is used as it stands, plain text gets EOS, and nothing can be verified.
     `dtype`: load the backbone in another precision; golden scores are then compared within that precision's rounding.
     """
     directory = str(directory)
     contract = read_contract(directory) if (Path(directory) / CONTRACT_NAME).exists() else None
-    tokenizer = prepare_tokenizer(load_tokenizer(directory))
+    tokenizer = prepare_tokenizer(load_tokenizer(directory), close=False)
     dtype = dtype or (getattr(torch, contract.weights_dtype) if contract else torch.float32)
     model = load_pretrained(directory, dtype=dtype, **model_kwargs)
     fit_tokenizer(model, tokenizer)
