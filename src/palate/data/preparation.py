@@ -53,11 +53,17 @@ def prepare(
     if isinstance(data, Dataset):
         encoded, report = _map(data, encoder, ties=ties, num_proc=num_proc, name=name, on_bad_row=on_bad_row)
     else:
-        rows = (encoded_row(e, i) for i, e in enumerate(encoder.encode_groups(data, report, ties=ties)))
-        encoded = Dataset.from_list(list(rows), features=ENCODED_FEATURES)
-    if not len(encoded):
-        raise DataError(f"nothing is left to train on in the {name} data.\n{report.summary()}\nRaise max_length, choose another length_policy or ties, or look at `palate data check`.")
+        rows = [encoded_row(e, i) for i, e in enumerate(encoder.encode_groups(data, report, ties=ties))]
+        if not rows:
+            raise nothing_left(name, report)
+        encoded = Dataset.from_list(rows, features=ENCODED_FEATURES)
     return encoded, report
+
+
+def nothing_left(name: str, report: EncodeReport) -> DataError:
+    return DataError(
+        f"nothing is left to train on in the {name} data.\n{report.summary()}\nRaise max_length, choose another length_policy or ties, or look at `palate data check`."
+    )
 
 
 def _parse(rows: Iterable[tuple[int, Mapping[str, Any]]], name: str, layout: Any) -> tuple[list[PreferenceGroup], list[tuple[str, str]]]:
@@ -102,7 +108,7 @@ def _map(data: Dataset, encoder: Encoder, *, ties: str, num_proc: int | None, na
         if kind == "cut":
             report.cut[name] += count
         elif kind == "dropped":
-            report.drop(name, text) if count == 1 else report.dropped.setdefault(name, type(report.cut)()).update({text: count})
+            report.drop(name, text, count)
         else:
             bad.append(text)
             report.drop(name, kind.removeprefix("bad "))
@@ -110,7 +116,9 @@ def _map(data: Dataset, encoder: Encoder, *, ties: str, num_proc: int | None, na
         shown = "\n  ".join(bad[:3])
         raise DataError(f"{name}: {len(bad)} of {len(data)} rows cannot be used\n  {shown}\nMend the rows, or set on_bad_row to drop (such rows are counted).")
     report.groups[name], report.kept[name] = len(data), len(encoded)
-    report.longest = max(encoded["length"]) if len(encoded) else 0
+    if not len(encoded):
+        raise nothing_left(name, report)
+    report.longest = max(encoded["length"])
     report.tokens = sum(len(ids) for row in encoded["token_ids"] for ids in row)
     encoded = encoded.remove_columns("group").add_column("group", list(range(len(encoded))))
     return encoded, report

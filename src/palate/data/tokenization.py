@@ -17,7 +17,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple, get_args
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from palate.data.pairing import training_comparisons
 from palate.errors import ConfigError, DataError, ModelError
@@ -69,8 +69,8 @@ class EncodeReport:
     tokens: int = 0
     longest: int = 0
 
-    def drop(self, source: str, reason: str) -> None:
-        self.dropped.setdefault(source, Counter())[reason] += 1
+    def drop(self, source: str, reason: str, count: int = 1) -> None:
+        self.dropped.setdefault(source, Counter())[reason] += count
 
     def as_dict(self) -> dict[str, Any]:
         return {
@@ -266,7 +266,7 @@ def as_exchange(item: Exchange | Conversation | Sequence[Any]) -> Exchange:
         return Exchange(*(part if isinstance(part, (str, TokenIds)) else tuple(part) for part in item))
     if isinstance(item, Sequence) and item and all(isinstance(message, Mapping) for message in item):
         return Exchange(tuple(item[:-1]), tuple(item[-1:]))
-    raise DataError(f"cannot score {type(item).__name__} {item!r:.80}; expected text, messages, (prompt, response), one of {', '.join(t.__name__ for t in get_args(Conversation) if hasattr(t, '__name__'))}")
+    raise DataError(f"cannot score {type(item).__name__} {item!r:.80}; expected text, messages that end with the response, or a (prompt, response) pair")
 
 
 def common_prefix(sequences: Sequence[Sequence[int]]) -> int:

@@ -9,6 +9,7 @@ import json
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import yaml
@@ -125,7 +126,8 @@ def streamed(settings: RunSettings, trainer: RewardTrainer, report: EncodeReport
 def dry_run(settings: RunSettings) -> dict[str, Any]:
     """What a run would do: counts after every filter, steps, and the first encoded pair. Trains nothing and writes nothing."""
     data = load_data(settings)
-    trainer = build_trainer(settings, data)
+    with TemporaryDirectory() as nowhere:  # Trainer makes its output directory when it is built
+        trainer = build_trainer(settings.model_copy(update={"training": {**settings.training, "output_dir": nowhere}}), data)
     row = next(iter(trainer.train_dataset))  # type: ignore[arg-type]
     sides = {side: row["token_ids"][row[side][0]] for side in ("chosen", "rejected")}
     decode = trainer.processing_class.decode  # type: ignore[union-attr]

@@ -101,6 +101,7 @@ class RunSettings(Section):
         """The sections as keyword arguments of RewardConfig."""
         model, data, loss = self.model, self.data, self.loss
         return {
+            "disable_tqdm": False,
             **self.training,
             "trust_remote_code": model.trust_remote_code,
             "disable_dropout": model.disable_dropout,
@@ -145,10 +146,12 @@ OWNED_ELSEWHERE = {
 
 
 class _Loader(yaml.SafeLoader):
-    """Safe YAML that reads 1e-5 as a number, as YAML 1.2 does (PyYAML's rule wants 1.0e-5)."""
+    """Safe YAML with two rules of YAML 1.2: 1e-5 is a number, and `no` is a word (save_strategy: no), not false."""
 
 
-_Loader.yaml_implicit_resolvers = {key: list(value) for key, value in yaml.SafeLoader.yaml_implicit_resolvers.items()}
+_BOOL = "tag:yaml.org,2002:bool"
+_Loader.yaml_implicit_resolvers = {key: [rule for rule in rules if rule[0] != _BOOL] for key, rules in yaml.SafeLoader.yaml_implicit_resolvers.items()}
+_Loader.add_implicit_resolver(_BOOL, re.compile(r"^(?:true|True|TRUE|false|False|FALSE)$"), list("tTfF"))
 _Loader.add_implicit_resolver("tag:yaml.org,2002:float", re.compile(r"^[-+]?[0-9][0-9_]*(\.[0-9_]*)?[eE][-+]?[0-9]+$"), list("-+0123456789"))
 
 
