@@ -2,8 +2,9 @@
 
     python benchmarks/quality.py [--sets ukp hh alpaca] [--data FOLDER] [--output benchmarks/results/quality.json]
 
-Each trainer gets the raw file and prepares it in its own way (TRL: prompt and response joined without a blank, EOS text appended). Base model:
-all-MiniLM-L6-v2, 1 epoch, learning rate 5e-5, batch 16, max_length 512, bfloat16 autocast, batches grouped by length, seed 42. A set that is not on this machine is skipped, visibly.
+Each trainer gets the raw file and prepares it in its own way (TRL: prompt and response joined without a blank, EOS text appended). Base model
+all-MiniLM-L6-v2, 1 epoch, learning rate 5e-5, batch 16, max_length 512, bfloat16 autocast, batches grouped by length, seed 42. A set that is
+not on this machine is skipped, visibly.
 """
 
 from __future__ import annotations
@@ -30,6 +31,7 @@ ARGUMENTS: dict[str, Any] = {
     "per_device_train_batch_size": 16,
     "max_length": 512,
     "logging_steps": 20,
+    "use_cpu": True,
     "bf16": True,  # TRL's default; both run it
     "train_sampling_strategy": "group_by_length",  # a third of the padding; both batch alike
     "remove_unused_columns": False,
@@ -101,7 +103,9 @@ def work(trainer_name: str, name: str, folder: Path, output: Path) -> None:
         for start in range(0, len(sides), BATCH):
             part = [ids for pair in sides[start : start + BATCH] for ids in pair]
             rewards[start : start + BATCH] = trainer.model(**pad(part)).logits[:, 0].view(-1, 2).numpy()
-    output.write_text(json.dumps({"seconds": seconds, "train": len(trainer.train_dataset), "tested": len(test), "kept": len(sides), "rewards": rewards.tolist()}))
+    output.write_text(
+        json.dumps({"seconds": seconds, "train": len(trainer.train_dataset), "tested": len(test), "kept": len(sides), "rewards": rewards.tolist()})
+    )
 
 
 def compare(name: str, folder: Path, scratch: Path) -> dict[str, Any]:
@@ -121,7 +125,12 @@ def compare(name: str, folder: Path, scratch: Path) -> dict[str, Any]:
     for key, value in right.items():
         whole = len(value) == len(test)
         interval = accuracy_interval(value.astype(float), prompts if whole else range(len(value)))
-        record[key] = {"accuracy": float(value.mean()), "interval": [interval.low, interval.high], "n": len(value), "train_cpu_seconds": round(results[key]["seconds"])}
+        record[key] = {
+            "accuracy": float(value.mean()),
+            "interval": [interval.low, interval.high],
+            "n": len(value),
+            "train_cpu_seconds": round(results[key]["seconds"]),
+        }
     if len(right["palate"]) == len(right["trl"]):
         test_result = mcnemar(right["trl"], right["palate"])
         record["paired"] = {**test_result._asdict(), "reads": "difference = palate - trl; only_a = only TRL right; exact McNemar"}
@@ -152,7 +161,13 @@ def main() -> None:
         with tempfile.TemporaryDirectory() as scratch:
             records[name] = compare(name, options.data, Path(scratch))
         print(name, json.dumps(records[name]), flush=True)
-        options.output.write_text(json.dumps({"hardware": f"{os.cpu_count()} CPU cores", "versions": package_versions() | {"trl": "1.16.0"}, "settings": ARGUMENTS, "sets": records}, indent=1) + "\n")
+        options.output.write_text(
+            json.dumps(
+                {"hardware": f"{os.cpu_count()} CPU cores", "versions": package_versions() | {"trl": "1.16.0"}, "settings": ARGUMENTS, "sets": records},
+                indent=1,
+            )
+            + "\n"
+        )
 
 
 if __name__ == "__main__":

@@ -13,7 +13,15 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 import pytest
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
-from transformers import BertConfig, BertForSequenceClassification, LlamaConfig, LlamaForSequenceClassification, PreTrainedTokenizerFast, Qwen3Config, Qwen3ForSequenceClassification
+from transformers import (
+    BertConfig,
+    BertForSequenceClassification,
+    LlamaConfig,
+    LlamaForSequenceClassification,
+    PreTrainedTokenizerFast,
+    Qwen3Config,
+    Qwen3ForSequenceClassification,
+)
 
 torch.set_num_threads(1)
 
@@ -43,7 +51,9 @@ def _bpe(specials: list[str]) -> Tokenizer:
 
 def chatml_tokenizer() -> PreTrainedTokenizerFast:
     """Like Qwen: no BOS, `<|im_end|>` ends a turn and is EOS, a newline follows it in the template, a pad token of its own."""
-    tokenizer = PreTrainedTokenizerFast(tokenizer_object=_bpe(["<|endoftext|>", "<|im_start|>", "<|im_end|>"]), eos_token="<|im_end|>", pad_token="<|endoftext|>")
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=_bpe(["<|endoftext|>", "<|im_start|>", "<|im_end|>"]), eos_token="<|im_end|>", pad_token="<|endoftext|>"
+    )
     tokenizer.chat_template = CHATML
     return tokenizer
 
@@ -60,7 +70,9 @@ def llama_tokenizer() -> PreTrainedTokenizerFast:
 def bert_tokenizer() -> PreTrainedTokenizerFast:
     """Like BERT: [CLS] text [SEP], no EOS, no template."""
     raw = _bpe(["[PAD]", "[UNK]", "[CLS]", "[SEP]"])
-    raw.post_processor = processors.TemplateProcessing(single="[CLS] $A [SEP]", special_tokens=[("[CLS]", raw.token_to_id("[CLS]")), ("[SEP]", raw.token_to_id("[SEP]"))])
+    raw.post_processor = processors.TemplateProcessing(
+        single="[CLS] $A [SEP]", special_tokens=[("[CLS]", raw.token_to_id("[CLS]")), ("[SEP]", raw.token_to_id("[SEP]"))]
+    )
     return PreTrainedTokenizerFast(tokenizer_object=raw, cls_token="[CLS]", sep_token="[SEP]", pad_token="[PAD]", unk_token="[UNK]")
 
 
@@ -73,11 +85,24 @@ def tiny_model(kind: str = "qwen3", *, seed: int = 0, **config: Any) -> Any:
     torch.manual_seed(seed)
     if kind == "bert":
         tokenizer = bert_tokenizer()
-        return BertForSequenceClassification(BertConfig(**TINY, vocab_size=len(tokenizer), num_labels=1, max_position_embeddings=512, pad_token_id=tokenizer.pad_token_id, **config))
+        return BertForSequenceClassification(
+            BertConfig(**TINY, vocab_size=len(tokenizer), num_labels=1, max_position_embeddings=512, pad_token_id=tokenizer.pad_token_id, **config)
+        )
     tokenizer = chatml_tokenizer() if kind == "qwen3" else llama_tokenizer()
     classes = {"qwen3": (Qwen3Config, Qwen3ForSequenceClassification, {"head_dim": 8}), "llama": (LlamaConfig, LlamaForSequenceClassification, {})}
     config_class, model_class, extra = classes[kind]
-    return model_class(config_class(**DECODER, **extra, vocab_size=len(tokenizer), num_labels=1, pad_token_id=tokenizer.pad_token_id, eos_token_id=tokenizer.eos_token_id, bos_token_id=tokenizer.bos_token_id, **config))
+    return model_class(
+        config_class(
+            **DECODER,
+            **extra,
+            vocab_size=len(tokenizer),
+            num_labels=1,
+            pad_token_id=tokenizer.pad_token_id,
+            eos_token_id=tokenizer.eos_token_id,
+            bos_token_id=tokenizer.bos_token_id,
+            **config,
+        )
+    )
 
 
 TOKENIZERS = {"qwen3": chatml_tokenizer, "llama": llama_tokenizer, "bert": bert_tokenizer}
@@ -101,7 +126,8 @@ def pairs() -> list[dict[str, Any]]:
     """Twelve learnable pairs: polite answers beat rude ones; two prompts repeat."""
     subjects = ["the sea", "the wind", "paris", "berlin", "two plus two", "a poem", "the fox", "the dog", "the river", "the sky", "the sea", "the wind"]
     return [
-        {"prompt": f"tell me about {s}", "chosen": f"Sure, here is what you asked for: {s} is nice {i}.", "rejected": f"No, go away, you fool {i}."} for i, s in enumerate(subjects)
+        {"prompt": f"tell me about {s}", "chosen": f"Sure, here is what you asked for: {s} is nice {i}.", "rejected": f"No, go away, you fool {i}."}
+        for i, s in enumerate(subjects)
     ]
 
 

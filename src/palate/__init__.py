@@ -40,7 +40,7 @@ _HOMES = {
     "load_scorer": "palate.scoring.local",
 }
 
-__all__ = sorted([*_HOMES, "__version__"])  # noqa: PLE0605
+__all__ = sorted([*_HOMES, "__version__"])
 
 
 def __getattr__(name: str) -> Any:

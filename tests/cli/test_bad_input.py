@@ -22,7 +22,14 @@ def train(tmp_path: Path, base_models: dict[str, Path], write_jsonl, pairs: list
 
     def run(*flags: str, rows: list[dict[str, Any]] | None = None, model: str = "qwen3") -> tuple[int, str]:
         path = write_jsonl(pairs if rows is None else rows)
-        base = {"--model.name_or_path": str(base_models[model]), "--data.train": str(path), "--training.output_dir": str(tmp_path / "out"), "--training.max_steps": "2", "--training.use_cpu": "true", "--training.report_to": "none"}
+        base = {
+            "--model.name_or_path": str(base_models[model]),
+            "--data.train": str(path),
+            "--training.output_dir": str(tmp_path / "out"),
+            "--training.max_steps": "2",
+            "--training.use_cpu": "true",
+            "--training.report_to": "none",
+        }
         given = {flag.split("=")[0] for flag in flags}
         arguments = [part for key, value in base.items() if key not in given for part in (key, value)]
         code = main(["train", *arguments, *flags])
@@ -148,8 +155,17 @@ COMMAND = [sys.executable, "-m", "palate", "train"]
 
 
 def arguments(tmp_path: Path, base_models: dict[str, Path], write_jsonl, pairs: list[dict], steps: int) -> list[str]:
-    return ["--model.name_or_path", str(base_models["qwen3"]), "--data.train", str(write_jsonl(pairs)), "--training.output_dir", str(tmp_path / "out"), "--training.max_steps", str(steps),
-            "--training.use_cpu", "--training.report_to", "none", "--training.save_strategy", "no", "--training.per_device_train_batch_size", "1"]  # fmt: skip
+    flags = {
+        "model.name_or_path": base_models["qwen3"],
+        "data.train": write_jsonl(pairs),
+        "training.output_dir": tmp_path / "out",
+        "training.max_steps": steps,
+        "training.use_cpu": "true",
+        "training.report_to": "none",
+        "training.save_strategy": "no",
+        "training.per_device_train_batch_size": 1,
+    }
+    return [part for key, value in flags.items() for part in (f"--{key}", str(value))]
 
 
 def test_a_full_disk_leaves_nothing_half_written(tmp_path: Path, base_models, write_jsonl, pairs) -> None:

@@ -18,7 +18,14 @@ def config(tmp_path: Path, base_models: dict[str, Path], write_jsonl, pairs: lis
         "model": {"name_or_path": str(base_models["qwen3"])},
         "data": {"train": str(write_jsonl(pairs * 2)), "eval": {"split": 0.25}, "max_length": 128},
         "loss": {"type": "bradley_terry", "centering": 0.01, "margins": True},
-        "training": {"output_dir": str(tmp_path / "out"), "num_train_epochs": 4, "per_device_train_batch_size": 4, "learning_rate": 1.0e-3, "report_to": "none", "use_cpu": True},
+        "training": {
+            "output_dir": str(tmp_path / "out"),
+            "num_train_epochs": 4,
+            "per_device_train_batch_size": 4,
+            "learning_rate": 1.0e-3,
+            "report_to": "none",
+            "use_cpu": True,
+        },
     }
     path = tmp_path / "run.yaml"
     path.write_text(yaml.safe_dump(settings))
@@ -30,15 +37,34 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory, base_models: dict[str, 
     folder = tmp_path_factory.mktemp("cli")
     rows = [{"prompt": f"tell me about {i}", "chosen": f"Sure, here is {i}.", "rejected": f"No, go away {i}."} for i in range(16)]
     (folder / "prefs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    arguments = ["--model.name_or_path", str(base_models["qwen3"]), "--data.train", str(folder / "prefs.jsonl"), "--data.eval.split=0.25", "--data.max_length", "64",
-                 "--training.output_dir", str(folder / "out"), "--training.learning_rate", "1e-3", "--training.use_cpu", "--training.report_to", "none", "--training.num_train_epochs", "6"]  # fmt: skip
+    flags = {
+        "model.name_or_path": base_models["qwen3"],
+        "data.train": folder / "prefs.jsonl",
+        "data.eval.split": 0.25,
+        "data.max_length": 64,
+        "training.output_dir": folder / "out",
+        "training.learning_rate": "1e-3",
+        "training.use_cpu": "true",
+        "training.report_to": "none",
+        "training.num_train_epochs": 6,
+    }
+    arguments = [part for key, value in flags.items() for part in (f"--{key}", str(value))]
     assert main(["train", *arguments]) == 0
     return folder / "out"
 
 
 def test_train_writes_everything_beside_the_checkpoint(checkpoint: Path) -> None:
     names = {p.name for p in checkpoint.iterdir()}
-    assert {"model.safetensors", "config.json", "tokenizer.json", "reward_contract.json", "run.yaml", "run.json", "results.json", "results.items.jsonl"} <= names
+    assert {
+        "model.safetensors",
+        "config.json",
+        "tokenizer.json",
+        "reward_contract.json",
+        "run.yaml",
+        "run.json",
+        "results.json",
+        "results.items.jsonl",
+    } <= names
     assert not any(name.startswith(".") for name in names)
     run = json.loads((checkpoint / "run.json").read_text())
     assert run["data_fingerprint"] and run["versions"]["torch"] and run["encoded"]["train"]["prefs.jsonl"]["kept"] == 12
@@ -109,7 +135,11 @@ def test_data_check(write_jsonl, pairs: list[dict], capsys: pytest.CaptureFixtur
     assert "chosen and rejected" in out and "1 x identical sides" in out and "1 x duplicates" in out
     assert main(["data", "check", path, "--json", "--against", path]) == 0
     report = json.loads(capsys.readouterr().out)
-    assert report["source"]["bad_rows"] == {"identical sides": 1} and {f["kind"] for f in report["findings"]} == {"duplicates", "prompts in both sets", "responses in both sets"}
+    assert report["source"]["bad_rows"] == {"identical sides": 1} and {f["kind"] for f in report["findings"]} == {
+        "duplicates",
+        "prompts in both sets",
+        "responses in both sets",
+    }
 
 
 def test_help_of_every_command(capsys: pytest.CaptureFixture[str]) -> None:

@@ -40,7 +40,10 @@ ROWS: dict[str, tuple[dict[str, Any], str, Any, Any, Any]] = {
         ONE,
     ),
     "implicit chat, several turns": (
-        {"chosen": [user("Hi"), assistant("Hello"), user("Sky?"), assistant("Blue.")], "rejected": [user("Hi"), assistant("Hello"), user("Sky?"), assistant("Green.")]},
+        {
+            "chosen": [user("Hi"), assistant("Hello"), user("Sky?"), assistant("Blue.")],
+            "rejected": [user("Hi"), assistant("Hello"), user("Sky?"), assistant("Green.")],
+        },
         "chosen and rejected",
         (user("Hi"), assistant("Hello"), user("Sky?")),
         ((assistant("Blue."),), (assistant("Green."),)),
@@ -74,7 +77,13 @@ ROWS: dict[str, tuple[dict[str, Any], str, Any, Any, Any]] = {
         ("Blue.", "Green."),
         (Comparison(0, 1, margin=1.5),),
     ),
-    "TRL ids": ({"chosen_ids": [1, 2, 3], "rejected_ids": [1, 4], "margin": 0.5}, "pretokenized pairs", "", ((1, 2, 3), (1, 4)), (Comparison(0, 1, margin=0.5),)),
+    "TRL ids": (
+        {"chosen_ids": [1, 2, 3], "rejected_ids": [1, 4], "margin": 0.5},
+        "pretokenized pairs",
+        "",
+        ((1, 2, 3), (1, 4)),
+        (Comparison(0, 1, margin=0.5),),
+    ),
     "open-instruct ids": ({"chosen_input_ids": [1, 2], "rejected_input_ids": [1, 4]}, "pretokenized pairs", "", ((1, 2), (1, 4)), ONE),
     "older TRL ids with padding": (
         {"input_ids_chosen": [1, 2, 0], "attention_mask_chosen": [1, 1, 0], "input_ids_rejected": [1, 4, 5], "attention_mask_rejected": [1, 1, 1]},
@@ -83,7 +92,13 @@ ROWS: dict[str, tuple[dict[str, Any], str, Any, Any, Any]] = {
         ((1, 2), (1, 4, 5)),
         ONE,
     ),
-    "RLHFlow ids": ({"input_ids_j": [1, 2], "attention_mask_j": [1, 1], "input_ids_k": [0, 4], "attention_mask_k": [0, 1]}, "pretokenized pairs", "", ((1, 2), (4,)), ONE),
+    "RLHFlow ids": (
+        {"input_ids_j": [1, 2], "attention_mask_j": [1, 1], "input_ids_k": [0, 4], "attention_mask_k": [0, 1]},
+        "pretokenized pairs",
+        "",
+        ((1, 2), (4,)),
+        ONE,
+    ),
     "alpaca": (
         {"instruction": "Add.", "input": "2 and 3", "chosen": "5", "rejected": "6"},
         "alpaca ranking",
@@ -162,7 +177,13 @@ ROWS: dict[str, tuple[dict[str, Any], str, Any, Any, Any]] = {
         ("a", "b"),
         (Comparison(1, 0, probability=0.75),),
     ),
-    "soft label p_hat": ({"prompt": "Sky?", "chosen": "a", "rejected": "b", "p_hat": 0.6}, "soft label", "Sky?", ("a", "b"), (Comparison(0, 1, probability=0.6),)),
+    "soft label p_hat": (
+        {"prompt": "Sky?", "chosen": "a", "rejected": "b", "p_hat": 0.6},
+        "soft label",
+        "Sky?",
+        ("a", "b"),
+        (Comparison(0, 1, probability=0.6),),
+    ),
     "label 2": ({"prompt": "Sky?", "response_1": "a", "response_2": "b", "label": 2}, "two responses and a label", "Sky?", ("a", "b"), (Comparison(1, 0),)),
     "label tie": (
         {"prompt": "Sky?", "response_1": "a", "response_2": "b", "label": 0},
@@ -221,7 +242,10 @@ def test_tools_reach_the_template_and_metadata_travels() -> None:
 
 def test_margins_are_per_row() -> None:
     """A missing margin is 0 for its own row and shifts nobody else's (a peer's batches misalign here)."""
-    margins = [parse_row({"prompt": "p", "chosen": "a", "rejected": "b", **extra}).comparisons[0].margin for extra in ({"margin": 2}, {}, {"margin": None}, {"margin": 1})]
+    margins = [
+        parse_row({"prompt": "p", "chosen": "a", "rejected": "b", **extra}).comparisons[0].margin
+        for extra in ({"margin": 2}, {}, {"margin": None}, {"margin": 1})
+    ]
     assert margins == [2.0, 0.0, 0.0, 1.0]
 
 

@@ -48,7 +48,13 @@ def test_a_missing_file_names_its_neighbours(tmp_path: Path, write_jsonl) -> Non
 
 def test_bad_rows_are_counted_by_kind_and_located(tmp_path: Path) -> None:
     path = tmp_path / "x.jsonl"
-    path.write_text('{"prompt": "p", "chosen": "a", "rejected": "b"}\n{"prompt": "p", "chos\n{"prompt": "p", "chosen": "a", "rejected": "a"}\n\n{"prompt": "p", "chosen": "", "rejected": "a"}\n')
+    path.write_text(
+        '{"prompt": "p", "chosen": "a", "rejected": "b"}\n'
+        '{"prompt": "p", "chos\n'
+        '{"prompt": "p", "chosen": "a", "rejected": "a"}\n'
+        "\n"
+        '{"prompt": "p", "chosen": "", "rejected": "a"}\n'
+    )
     with pytest.raises(DataError) as caught:
         load_groups(path)
     message = str(caught.value)

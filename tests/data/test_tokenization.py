@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import pytest
+from tests.conftest import TOKENIZERS, bert_tokenizer, chatml_tokenizer, llama_tokenizer
 
 from palate.data.loading import load_groups
-from palate.data.tokenization import EncodeReport, Encoder, as_exchange, closed_template, common_prefix, framing_rules, prepare_tokenizer, read_chat_template
+from palate.data.tokenization import Encoder, EncodeReport, as_exchange, closed_template, common_prefix, framing_rules, prepare_tokenizer, read_chat_template
 from palate.errors import ConfigError, DataError, ModelError
 from palate.types import Exchange, TokenIds
-from tests.conftest import TOKENIZERS, bert_tokenizer, chatml_tokenizer, llama_tokenizer
 
 CHAT = Exchange(({"role": "user", "content": "what is paris?"},), ({"role": "assistant", "content": "the capital"},))
 TEXT = Exchange("what is paris?", "the capital")

@@ -50,7 +50,11 @@ def test_each_response_is_scored_once_and_ties_are_left_out() -> None:
 
 
 def test_the_length_baseline_beside_it() -> None:
-    rows = [{"prompt": "p", "chosen": "longer", "rejected": "short"}, {"prompt": "q", "chosen": "tiny", "rejected": "long one"}, {"prompt": "r", "chosen": "same", "rejected": "size"}]
+    rows = [
+        {"prompt": "p", "chosen": "longer", "rejected": "short"},
+        {"prompt": "q", "chosen": "tiny", "rejected": "long one"},
+        {"prompt": "r", "chosen": "same", "rejected": "size"},
+    ]
     texts = {row[side]: 0.0 for row in rows for side in ("chosen", "rejected")}
     assert evaluate(Table(texts), groups(rows)).result.baselines["longer_wins"]["accuracy"] == 0.5
 

@@ -114,7 +114,9 @@ def test_margins_can_be_left_out() -> None:
     assert Objective()(rewards, b).total.item() == pytest.approx(math.log1p(math.exp(2)))
 
 
-@pytest.mark.parametrize(("options", "words"), [({"type": "hinges"}, "loss.type"), ({"label_smoothing": 0.5}, "less than 0.5"), ({"centering": -1.0}, "0 or more")])
+@pytest.mark.parametrize(
+    ("options", "words"), [({"type": "hinges"}, "loss.type"), ({"label_smoothing": 0.5}, "less than 0.5"), ({"centering": -1.0}, "0 or more")]
+)
 def test_bad_settings(options, words) -> None:
     with pytest.raises(ConfigError, match=words):
         Objective(**options)

@@ -7,13 +7,13 @@ from pathlib import Path
 
 import pytest
 import torch
+from tests.conftest import TOKENIZERS, tiny_model
 from transformers import AutoModelForSequenceClassification
 
 from palate.errors import ModelError
 from palate.models.heads import Float32Linear, head_names, initialise_head
 from palate.models.pooling import last_token
 from palate.models.reward_model import as_reward_model, fit_tokenizer, load_pretrained, load_tokenizer, pooling_of, position_limit, turn_dropout_off
-from tests.conftest import TOKENIZERS, tiny_model
 
 
 def test_last_token_by_hand() -> None:

@@ -11,13 +11,13 @@ from typing import Any
 
 import pytest
 import torch
+import trl
 from datasets import Dataset
+from tests.conftest import chatml_tokenizer, tiny_model
 from transformers import TrainerCallback
 
-import trl
 from palate.training.config import RewardConfig
 from palate.training.trainer import RewardTrainer
-from tests.conftest import chatml_tokenizer, tiny_model
 
 STEPS = 20
 
@@ -103,10 +103,16 @@ def test_text_gives_the_token_ids_of_trl(tmp_path: Any) -> None:
     """Plain text that brings its own blanks, and chat whose template ends in EOS: the same ids as TRL's preparation."""
     rows = [{"prompt": "what is paris?", "chosen": " the capital", "rejected": " a river"}]
     theirs = trl.RewardTrainer(
-        model=tiny_model("qwen3"), args=trl.RewardConfig(output_dir=str(tmp_path / "t"), **COMMON), train_dataset=Dataset.from_list(rows), processing_class=chatml_tokenizer()
+        model=tiny_model("qwen3"),
+        args=trl.RewardConfig(output_dir=str(tmp_path / "t"), **COMMON),
+        train_dataset=Dataset.from_list(rows),
+        processing_class=chatml_tokenizer(),
     ).train_dataset[0]
     ours = RewardTrainer(
-        model=tiny_model("qwen3"), args=RewardConfig(output_dir=str(tmp_path / "o"), **COMMON), train_dataset=Dataset.from_list(rows), processing_class=chatml_tokenizer()
+        model=tiny_model("qwen3"),
+        args=RewardConfig(output_dir=str(tmp_path / "o"), **COMMON),
+        train_dataset=Dataset.from_list(rows),
+        processing_class=chatml_tokenizer(),
     ).train_dataset[0]
     assert ours["token_ids"] == [theirs["chosen_ids"], theirs["rejected_ids"]]
 
@@ -118,4 +124,7 @@ def test_configuration_accepts_every_argument_of_trl() -> None:
 
     ours = {f.name for f in dataclasses.fields(RewardConfig)}
     assert {f.name for f in dataclasses.fields(trl.RewardConfig)} <= ours
-    assert list(inspect.signature(trl.RewardTrainer.__init__).parameters) == list(inspect.signature(RewardTrainer.__init__).parameters)[: len(inspect.signature(trl.RewardTrainer.__init__).parameters)]
+    assert (
+        list(inspect.signature(trl.RewardTrainer.__init__).parameters)
+        == list(inspect.signature(RewardTrainer.__init__).parameters)[: len(inspect.signature(trl.RewardTrainer.__init__).parameters)]
+    )

@@ -37,7 +37,18 @@ def test_conversations_of_every_kind() -> None:
 
 def test_every_realistic_failure_occurs() -> None:
     kinds = Counter(f for row in ROWS for f in row["failures"])
-    for kind in ("wrong_fact", "ignored_instruction", "ignored_format", "off_topic", "needless_refusal", "unsafe_compliance", "rude", "evasive", "padded", "truncated"):
+    for kind in (
+        "wrong_fact",
+        "ignored_instruction",
+        "ignored_format",
+        "off_topic",
+        "needless_refusal",
+        "unsafe_compliance",
+        "rude",
+        "evasive",
+        "padded",
+        "truncated",
+    ):
         assert kinds[kind] >= 20, kind
 
 

@@ -11,6 +11,7 @@ import pytest
 import torch
 from datasets import Dataset
 from safetensors.torch import load_file, save_file
+from tests.conftest import TOKENIZERS, tiny_model
 from transformers import AutoTokenizer, pipeline
 
 from palate.errors import ContractError, DataError
@@ -19,9 +20,16 @@ from palate.scoring.doctor import examine
 from palate.scoring.local import LocalScorer, load_scorer
 from palate.training.config import RewardConfig
 from palate.training.trainer import RewardTrainer
-from tests.conftest import TOKENIZERS, tiny_model
 
-COMMON: dict[str, Any] = {"report_to": "none", "save_strategy": "no", "use_cpu": True, "disable_tqdm": True, "learning_rate": 1e-3, "max_steps": 2, "max_length": 64}
+COMMON: dict[str, Any] = {
+    "report_to": "none",
+    "save_strategy": "no",
+    "use_cpu": True,
+    "disable_tqdm": True,
+    "learning_rate": 1e-3,
+    "max_steps": 2,
+    "max_length": 64,
+}
 
 
 def conversation(prompt: str, response: str) -> list[dict[str, str]]:
@@ -88,18 +96,30 @@ def test_cross_encoder_gives_the_raw_reward(checkpoint: Path) -> None:
 
 def test_trl_grpo_takes_the_folder_as_reward(qwen: Path, tmp_path: Path) -> None:
     """reward_funcs="dir": a whole GRPO step rewarded by our checkpoint, with exactly our scores."""
+    from tests.conftest import DECODER
     from transformers import Qwen3Config, Qwen3ForCausalLM
     from trl import GRPOConfig, GRPOTrainer
 
-    from tests.conftest import DECODER
-
     tokenizer = AutoTokenizer.from_pretrained(qwen)
     torch.manual_seed(0)
-    policy = Qwen3ForCausalLM(Qwen3Config(**DECODER, head_dim=8, vocab_size=len(tokenizer), pad_token_id=tokenizer.pad_token_id, eos_token_id=tokenizer.eos_token_id))
+    policy = Qwen3ForCausalLM(
+        Qwen3Config(**DECODER, head_dim=8, vocab_size=len(tokenizer), pad_token_id=tokenizer.pad_token_id, eos_token_id=tokenizer.eos_token_id)
+    )
     trainer = GRPOTrainer(
         model=policy,
         reward_funcs=str(qwen),
-        args=GRPOConfig(output_dir=str(tmp_path), max_steps=1, num_generations=2, per_device_train_batch_size=2, max_completion_length=6, report_to="none", use_cpu=True, bf16=False, save_strategy="no", disable_tqdm=True),
+        args=GRPOConfig(
+            output_dir=str(tmp_path),
+            max_steps=1,
+            num_generations=2,
+            per_device_train_batch_size=2,
+            max_completion_length=6,
+            report_to="none",
+            use_cpu=True,
+            bf16=False,
+            save_strategy="no",
+            disable_tqdm=True,
+        ),
         train_dataset=Dataset.from_list([{"prompt": [{"role": "user", "content": "what is paris?"}]}] * 2),
         processing_class=tokenizer,
     )
@@ -167,7 +187,13 @@ def test_a_changed_template_is_refused(qwen: Path, tmp_path: Path) -> None:
 def test_doctor_finds_what_consumers_trip_over(qwen: Path, tmp_path: Path) -> None:
     folder = changed(qwen, tmp_path / "d")
     config = json.loads((folder / "config.json").read_text())
-    config |= {"problem_type": None, "id2label": {"0": "a", "1": "b"}, "label2id": {"a": 0, "b": 1}, "architectures": ["RewardModel"], "sentence_transformers": None}
+    config |= {
+        "problem_type": None,
+        "id2label": {"0": "a", "1": "b"},
+        "label2id": {"a": 0, "b": 1},
+        "architectures": ["RewardModel"],
+        "sentence_transformers": None,
+    }
     (folder / "config.json").write_text(json.dumps(config))
     (folder / CONTRACT_NAME).unlink()
     assert set(failures(folder)) == {"architecture", "one label", "raw scores", "sentence-transformers activation", CONTRACT_NAME}

@@ -66,7 +66,7 @@ def test_calibration_error_by_hand() -> None:
     logit = lambda p: np.log(p / (1 - p))  # noqa: E731
     d = np.array([logit(0.9), -logit(0.9), logit(0.6), logit(0.6)])
     assert expected_calibration_error(d, bins=10) == pytest.approx(0.4)
-    assert sum(b.count for b in reliability(d)) == 4
+    assert sum(b.size for b in reliability(d)) == 4
     assert reliability(np.zeros(3))[0].accuracy == 0.5
 
 

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from datasets import Dataset, IterableDataset
+from tests.conftest import chatml_tokenizer, tiny_model
 from transformers import AutoModelForSequenceClassification, EarlyStoppingCallback, HfArgumentParser
 
 from palate.data.loading import load_groups
@@ -19,9 +20,16 @@ from palate.scoring.local import load_scorer
 from palate.training.config import RewardConfig
 from palate.training.trainer import RewardTrainer
 from palate.types import Comparison, PreferenceGroup
-from tests.conftest import chatml_tokenizer, tiny_model
 
-COMMON: dict[str, Any] = {"per_device_train_batch_size": 4, "learning_rate": 1e-3, "logging_steps": 1, "report_to": "none", "save_strategy": "no", "use_cpu": True, "disable_tqdm": True}
+COMMON: dict[str, Any] = {
+    "per_device_train_batch_size": 4,
+    "learning_rate": 1e-3,
+    "logging_steps": 1,
+    "report_to": "none",
+    "save_strategy": "no",
+    "use_cpu": True,
+    "disable_tqdm": True,
+}
 
 
 def make(tmp_path: Path, train: Any, *, model: Any = None, name: str = "out", callbacks: Any = None, eval_dataset: Any = None, **options: Any) -> RewardTrainer:
@@ -44,7 +52,12 @@ def weights(trainer: RewardTrainer) -> torch.Tensor:
 def k_wise(n: int = 8) -> list[PreferenceGroup]:
     """Groups of 2 to 4 responses with different numbers of decided pairs (ties among them)."""
     scores = ([1, 0], [3, 2, 1], [2, 2, 1], [4, 3, 2, 1])
-    return load_groups([{"prompt": f"p{i}", "responses": [f"answer {s} of {i} {'x' * s}" + "!" * j for j, s in enumerate(scores[i % 4])], "scores": scores[i % 4]} for i in range(n)]).groups
+    return load_groups(
+        [
+            {"prompt": f"p{i}", "responses": [f"answer {s} of {i} {'x' * s}" + "!" * j for j, s in enumerate(scores[i % 4])], "scores": scores[i % 4]}
+            for i in range(n)
+        ]
+    ).groups
 
 
 def test_eight_times_one_equals_one_times_eight(tmp_path: Path) -> None:
@@ -76,7 +89,19 @@ def test_training_learns_and_logs_every_name(tmp_path: Path, pairs: list[dict]) 
     trainer = make(tmp_path, Dataset.from_list(pairs), num_train_epochs=8, eval_dataset=Dataset.from_list(pairs), eval_strategy="epoch")
     trainer.train()
     last = next(row for row in reversed(trainer.state.log_history) if "rm/accuracy" in row)
-    assert {"loss", "accuracy", "margin", "chosen_rewards", "rejected_rewards", "min_reward", "mean_reward", "max_reward", "num_tokens", "episode", "epoch"} <= set(last)
+    assert {
+        "loss",
+        "accuracy",
+        "margin",
+        "chosen_rewards",
+        "rejected_rewards",
+        "min_reward",
+        "mean_reward",
+        "max_reward",
+        "num_tokens",
+        "episode",
+        "epoch",
+    } <= set(last)
     assert {"rm/loss", "rm/accuracy", "rm/chosen_rewards", "rm/rejected_rewards", "rm/reward_margin", "rm/lr"} <= set(last)
     evaluated = [row for row in trainer.state.log_history if "eval_accuracy" in row]
     assert evaluated[-1]["eval_accuracy"] == 1.0 and evaluated[-1]["eval_rm/accuracy"] == 1.0 and "eval_rm/reward_margin" in evaluated[-1]
@@ -187,7 +212,9 @@ def test_learning_rate_by_size(tmp_path: Path, pairs: list[dict]) -> None:
 
 
 def test_config_turns_into_flags() -> None:
-    args = HfArgumentParser(RewardConfig).parse_args_into_dataclasses(["--output_dir", "x", "--center_rewards_coefficient", "0.01", "--max_length", "77", "--length_policy", "error"])[0]
+    args = HfArgumentParser(RewardConfig).parse_args_into_dataclasses(
+        ["--output_dir", "x", "--center_rewards_coefficient", "0.01", "--max_length", "77", "--length_policy", "error"]
+    )[0]
     assert (args.center_rewards_coefficient, args.max_length, args.length_policy, args.num_train_epochs) == (0.01, 77, "error", 1.0)
     with pytest.raises(ConfigError, match="ties is 'half'"):
         RewardConfig(output_dir="x", ties="half")

@@ -21,7 +21,9 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument("--split", default="test", help="split of a hub data set or folder")
     parser.add_argument("--columns", nargs="*", default=[], metavar="OURS=THEIRS", help="column names, e.g. chosen=better rejected=worse")
     parser.add_argument("--on-bad-row", choices=("error", "drop"), default="error")
-    parser.add_argument("--on-long", choices=("error", "nan", "truncate_prompt"), default="nan", help="responses beyond max_length (nan: counted as not scored)")
+    parser.add_argument(
+        "--on-long", choices=("error", "nan", "truncate_prompt"), default="nan", help="responses beyond max_length (nan: counted as not scored)"
+    )
     parser.add_argument("--max-length", type=int, help="in place of the checkpoint's own")
     parser.add_argument("--limit", type=int, help="only the first so many groups")
     parser.add_argument("--bins", type=int, default=10, help="bins of the reliability curve")
@@ -57,7 +59,7 @@ def parse_columns(pairs: Sequence[str]) -> dict[str, str] | None:
     for pair in pairs:
         if "=" not in pair:
             raise ConfigError(f"--columns: {pair!r} is not of the form ours=theirs")
-    return dict(pair.split("=", 1) for pair in pairs) or None  # type: ignore[misc]
+    return dict(pair.split("=", 1) for pair in pairs) or None
 
 
 def evaluate_checkpoint(

@@ -12,8 +12,10 @@ from typing import Any
 
 FRESH_PROMPT = "My houseplant's leaves are turning yellow. What should I check first?"
 FRESH_RESPONSES = (
-    "Check the soil first: push a finger in two centimetres deep. If it is wet, you are overwatering, the most common cause; let it dry before the next drink. "
-    "If it is bone dry, water it well. Then look at light and drainage.",
+    (
+        "Check the soil first: push a finger in two centimetres deep. If it is wet, you are overwatering, the most common cause; let it dry "
+        "before the next drink. If it is bone dry, water it well. Then look at light and drainage."
+    ),
     "The history of houseplants begins in Victorian parlours, where ferns were a craze. Many families kept them in glass cases called Wardian cases.",
     "Honestly, if you can't keep a plant alive you should not own one.",
 )

@@ -68,8 +68,8 @@ def scored_rows(scorer: Any, data: str, split: str, columns: Mapping[str, str] |
                 continue
             values = [next(rewards) for _ in group.responses]
             known = [None if value != value else value for value in values]
-            error = f"longer than {scorer.encoder.max_length} tokens" if None in known else None
-            yield {**row, "reward": known[0] if len(known) == 1 else known} | ({"reward_error": error} if error else {})
+            reason = {"reward_error": f"longer than {scorer.encoder.max_length} tokens"} if None in known else {}
+            yield {**row, "reward": known[0] if len(known) == 1 else known, **reason}
 
 
 def write_rows(output: Path, rows: Iterable[dict[str, Any]]) -> tuple[int, int]:

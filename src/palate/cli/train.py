@@ -110,13 +110,18 @@ def show_dry_run(plan: dict[str, Any]) -> None:
     out.write("Resolved settings\n" + yaml.safe_dump(plan["settings"], sort_keys=False, allow_unicode=True))
     out.write("\nSources\n")
     for source in plan["sources"]:
-        out.write(f"  {source['source']}: {source['layout']}; {source['rows']} rows, {source['groups']} groups; cannot be used: {source['bad_rows'] or 'none'}\n")
+        out.write(
+            f"  {source['source']}: {source['layout']}; {source['rows']} rows, {source['groups']} groups; cannot be used: {source['bad_rows'] or 'none'}\n"
+        )
     out.write("\nAfter encoding\n")
     for name, report in plan["encoded"].items():
         for source, counts in report.items():
             if isinstance(counts, dict):
-                out.write(f"  {name}, {source}: {counts['kept']} of {counts['groups']} groups kept, {counts['cut']} cut; dropped: {counts['dropped'] or 'none'}\n")
+                out.write(
+                    f"  {name}, {source}: {counts['kept']} of {counts['groups']} groups kept, {counts['cut']} cut; dropped: {counts['dropped'] or 'none'}\n"
+                )
         out.write(f"  {name}: {report['tokens']} tokens, longest sequence {report['longest']}\n")
-    out.write(f"\nPrompts in both sets: {plan['prompts_in_both_sets']}\nParameters: {plan['parameters']:,}; learning rate {plan['learning_rate']:g}\n\nFirst encoded pair\n")
+    out.write(f"\nPrompts in both sets: {plan['prompts_in_both_sets']}\n")
+    out.write(f"Parameters: {plan['parameters']:,}; learning rate {plan['learning_rate']:g}\n\nFirst encoded pair\n")
     for side, encoded in plan["first_pair"].items():
         out.write(f"  {side} ({len(encoded['ids'])} ids): {encoded['ids'][:12]} ... {encoded['ids'][-6:]}\n    {encoded['text']!r}\n")

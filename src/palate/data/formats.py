@@ -11,6 +11,7 @@ import difflib
 import json
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from typing import Any, NamedTuple
 
 from palate.data.pairing import from_probability, from_scores, from_votes
@@ -114,10 +115,8 @@ def _ids(value: Any, column: str, mask: Any = None) -> TokenIds:
 
 def _number(value: Any, column: str, kind: str = "not a number") -> float:
     if isinstance(value, str):
-        try:
+        with suppress(ValueError):
             value = float(value)
-        except ValueError:
-            pass
     if isinstance(value, str) or not isinstance(value, (int, float)) or math.isnan(value) or math.isinf(value):
         raise RowError(kind, f"column `{column}` holds {value!r:.60}, expected a finite number")
     return float(value)
@@ -180,7 +179,14 @@ def _metadata(row: Row, used: Iterable[str]) -> dict[str, Any]:
     return {key: value for key, value in row.items() if key not in used}
 
 
-def _group(row: Row, used: Iterable[str], prompt: Conversation, responses: Iterable[Conversation], comparisons=(), ratings=()) -> PreferenceGroup:
+def _group(
+    row: Row,
+    used: Iterable[str],
+    prompt: Conversation,
+    responses: Iterable[Conversation],
+    comparisons: Iterable[Comparison] = (),
+    ratings: Iterable[Mapping[str, float]] = (),
+) -> PreferenceGroup:
     used = (*used, *TEMPLATE_COLUMNS, "margin", "weight")
     return PreferenceGroup(prompt, tuple(responses), tuple(comparisons), tuple(ratings), _metadata(row, used), _template_args(row))
 
@@ -225,14 +231,24 @@ def parse_chosen_rejected(row: Row) -> PreferenceGroup:
     if row.get("prompt") is not None:
         prompt = _conversation(row["prompt"], "prompt")
         responses = [_as_response(row[column], column, prompt) for column in ("chosen", "rejected")]
-        if not isinstance(prompt, str) and all(response[: len(prompt)] == prompt and len(response) > len(prompt) for response in responses):
-            responses = [response[len(prompt) :] for response in responses]  # UltraFeedback style: the prompt stands in front of both sides too
+        if not isinstance(prompt, str):
+            responses = _without_prompt(prompt, responses)
         return _group(row, ("prompt", "chosen", "rejected"), prompt, responses, [comparison])
-    if isinstance(chosen, str):
-        prompt, *responses = _split_text(chosen, rejected)
-        return _group(row, ("prompt", "chosen", "rejected"), prompt, responses, [comparison])
-    n = _split_messages(chosen, rejected)
-    return _group(row, ("prompt", "chosen", "rejected"), chosen[:n], (chosen[n:], rejected[n:]), [comparison])
+    if isinstance(chosen, str) and isinstance(rejected, str):
+        prompt, *texts = _split_text(chosen, rejected)
+        return _group(row, ("prompt", "chosen", "rejected"), prompt, texts, [comparison])
+    first, second = _messages(row["chosen"], "chosen"), _messages(row["rejected"], "rejected")
+    n = _split_messages(first, second)
+    return _group(row, ("prompt", "chosen", "rejected"), first[:n], (first[n:], second[n:]), [comparison])
+
+
+def _without_prompt(prompt: Conversation, responses: list[Conversation]) -> list[Conversation]:
+    """UltraFeedback style: the prompt's messages stand in front of both sides too; take them off."""
+    whole = [tuple(response) for response in responses if not isinstance(response, str)]
+    n = len(prompt)
+    if len(whole) == len(responses) and all(len(w) > n and w[:n] == tuple(prompt) for w in whole):
+        return [w[n:] for w in whole]  # type: ignore[misc]
+    return responses
 
 
 PRETOKENIZED = (
@@ -245,7 +261,7 @@ PRETOKENIZED = (
 
 def parse_pretokenized(row: Row) -> PreferenceGroup:
     chosen, rejected, chosen_mask, rejected_mask = next(names for names in PRETOKENIZED if {names[0], names[1]} <= row.keys())
-    responses = (_ids(row[chosen], chosen, row.get(chosen_mask)), _ids(row[rejected], rejected, row.get(rejected_mask)))
+    responses = (_ids(row[chosen], chosen, row.get(chosen_mask or "")), _ids(row[rejected], rejected, row.get(rejected_mask or "")))
     used = (chosen, rejected, chosen_mask or "", rejected_mask or "", "chosen_labels", "rejected_labels")
     return _group(row, used, "", responses, [Comparison(0, 1, margin=_margin(row), weight=_weight(row))])
 
@@ -287,7 +303,7 @@ def parse_alpaca(row: Row) -> PreferenceGroup:
         turns = [{"role": "system", "content": system}] if system else []
         for user, assistant in history:
             turns += [{"role": "user", "content": user}, {"role": "assistant", "content": assistant}]
-        prompt = tuple([*turns, {"role": "user", "content": text}])
+        prompt = (*turns, {"role": "user", "content": text})
     pair = (row["chosen"], row["rejected"]) if "chosen" in row else tuple(row["output"])
     if len(pair) != 2:
         raise RowError("ragged", f"`output` holds {len(pair)} answers, expected [better, worse]")
@@ -364,14 +380,14 @@ def parse_ranking(row: Row) -> PreferenceGroup:
     return _group(row, used, prompt, responses, comparisons, ratings)
 
 
-def _explicit_comparisons(triples: Any, k: int) -> list[Comparison]:
+def _explicit_comparisons(triples: Any, k: int) -> tuple[Comparison, ...]:
     comparisons = []
     for triple in triples:
         i, j, winner = (int(value) for value in triple)
         if not (0 <= i < k and 0 <= j < k and i != j and winner in (0, 1, 2)):
             raise RowError("ragged", f"`comparisons` holds {list(triple)}: expected [i, j, winner] with i, j below {k} and winner 0 (tie), 1 (i) or 2 (j)")
         comparisons.append(Comparison(i, j, probability=0.5) if winner == 0 else Comparison(i, j) if winner == 1 else Comparison(j, i))
-    return comparisons
+    return tuple(comparisons)
 
 
 FIRST_WINS = {"1", "a", "a>b", "a>>b", "model_a", "response_1", "response_a", "output_1", "first"}
@@ -444,9 +460,7 @@ def parse_stepwise(row: Row) -> PreferenceGroup:
     separator = "\n"
     response = _as_response(separator.join(steps), "completions", prompt)
     group = _group(row, (*PROMPTS, "completions", "labels"), prompt, [response])
-    return PreferenceGroup(
-        group.prompt, group.responses, (), (), {**group.metadata, "steps": tuple(steps), "step_labels": tuple(labels)}, group.template_args
-    )
+    return PreferenceGroup(group.prompt, group.responses, (), (), {**group.metadata, "steps": tuple(steps), "step_labels": tuple(labels)}, group.template_args)
 
 
 def _single(row: Row) -> tuple[Conversation, Conversation, tuple[str, ...]]:
@@ -583,7 +597,9 @@ def parse_row(row: Row, layout: Layout | None = None) -> PreferenceGroup:
     layout = layout or detect_layout(row)
     if not layout.recognised(frozenset(row)):
         near = difflib.get_close_matches(layout.name, row, n=3, cutoff=0.0)
-        raise RowError("missing column", f"has columns {sorted(row)}, but the file's first row is of layout `{layout.name}` ({layout.columns}); nearest: {near}")
+        raise RowError(
+            "missing column", f"has columns {sorted(row)}, but the file's first row is of layout `{layout.name}` ({layout.columns}); nearest: {near}"
+        )
     group = layout.parse(row)
     problem = side_problem(group)
     if problem:

@@ -18,7 +18,7 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import IO, Any, TypeAlias
 
 from palate.data.formats import Layout, detect_layout, parse_row
 from palate.errors import DataError, RowError
@@ -118,7 +118,9 @@ def rename_columns(row: Mapping[str, Any], columns: Mapping[str, str], location:
     missing = [theirs for theirs in columns.values() if theirs not in row]
     if missing:
         near = difflib.get_close_matches(missing[0], list(row), n=3, cutoff=0.3)
-        raise DataError(f"{location}: data.columns names the column `{missing[0]}`, which is not there; columns: {', '.join(row)}; nearest: {', '.join(near) or 'none'}")
+        raise DataError(
+            f"{location}: data.columns names the column `{missing[0]}`, which is not there; columns: {', '.join(row)}; nearest: {', '.join(near) or 'none'}"
+        )
     back = {theirs: ours for ours, theirs in columns.items()}
     renamed = {key: value for key, value in row.items() if key not in columns or key in back}
     return {back.get(key, key): value for key, value in renamed.items()}
@@ -158,7 +160,9 @@ def _missing_file(path: Path) -> str:
     names = [p.name for p in folder.iterdir() if p.name.endswith((*FILE_SUFFIXES, ".gz"))]
     near = difflib.get_close_matches(path.name, names, n=3, cutoff=0.4)
     hint = f"; did you mean {', '.join(near)}?" if near else ""
-    return f"{path}: no such file or folder (looked in {folder.resolve()}){hint} A name like `owner/dataset` without a suffix is read from the Hugging Face Hub."
+    return (
+        f"{path}: no such file or folder (looked in {folder.resolve()}){hint} A name like `owner/dataset` without a suffix is read from the Hugging Face Hub."
+    )
 
 
 def _read_folder(folder: Path, split: str, report: LoadReport | None) -> Iterator[tuple[str, Mapping[str, Any]]]:
@@ -184,7 +188,7 @@ def _read_file(path: Path, report: LoadReport | None) -> Iterator[tuple[str, Map
         raise DataError(f"{path}: unknown kind of file `{suffix}`, expected one of {', '.join(FILE_SUFFIXES)} (or .gz of it)")
 
 
-def _open_text(path: Path):
+def _open_text(path: Path) -> IO[str]:
     return gzip.open(path, "rt", encoding="utf-8", newline="") if path.suffix == ".gz" else open(path, encoding="utf-8", newline="")
 
 
@@ -292,16 +296,18 @@ def split_by_prompt(groups: Sequence[PreferenceGroup], *, fraction: float, seed:
         members[prompt_key(group.prompt if text_of(group.prompt).strip() else group.responses[0])].append(i)
     keys = sorted(members)
     random.Random(seed).shuffle(keys)
-    wanted, held = fraction * len(groups), set()
+    wanted, held = fraction * len(groups), set[int]()
     for key in keys:
         # stop where the next prompt would overshoot by more than stopping falls short
-        if len(held) + len(members[key]) / 2 > wanted:
-            if held or len(members) < 2:
-                break
+        if len(held) + len(members[key]) / 2 > wanted and (held or len(members) < 2):
+            break
         held.update(members[key])
     train = [group for i, group in enumerate(groups) if i not in held]
     if not train or not held:
-        raise DataError(f"cannot hold out {fraction:.0%} of {len(groups)} groups by prompt: there are only {len(members)} different prompts; give data.eval a file of its own")
+        raise DataError(
+            f"cannot hold out {fraction:.0%} of {len(groups)} groups by prompt: there are only {len(members)} different prompts; "
+            "give data.eval a file of its own"
+        )
     return train, [groups[i] for i in sorted(held)]
 
 

@@ -8,12 +8,13 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from datasets import Dataset, Features, IterableDataset, Sequence as SequenceOf, Value
+from datasets import Dataset, Features, IterableDataset, Value
+from datasets import Sequence as SequenceOf
 
 from palate.data.collation import encoded_row
 from palate.data.formats import detect_layout, parse_row
 from palate.data.loading import located
-from palate.data.tokenization import EncodedGroup, EncodeReport, Encoder
+from palate.data.tokenization import EncodedGroup, Encoder, EncodeReport
 from palate.errors import DataError, RowError
 from palate.types import PreferenceGroup
 
@@ -47,7 +48,7 @@ def prepare(
     """Encoded data and the account of it. Raises DataError when rows are bad (see `on_bad_row`) or when nothing is left."""
     report = EncodeReport()
     if is_encoded(data):
-        return data, report  # type: ignore[return-value]
+        return data, report
     if isinstance(data, IterableDataset):
         return _stream(data, encoder, report, ties=ties, name=name), report
     if isinstance(data, Dataset):
@@ -62,7 +63,8 @@ def prepare(
 
 def nothing_left(name: str, report: EncodeReport) -> DataError:
     return DataError(
-        f"nothing is left to train on in the {name} data.\n{report.summary()}\nRaise max_length, choose another length_policy or ties, or look at `palate data check`."
+        f"nothing is left to train on in the {name} data.\n{report.summary()}\n"
+        "Raise max_length, choose another length_policy or ties, or look at `palate data check`."
     )
 
 

@@ -151,7 +151,7 @@ class Encoder:
                 f"the data holds chat messages, but the tokenizer of {self.tokenizer.name_or_path!r} has no chat template. "
                 "Set model.chat_template to a .jinja file, to a template, or to `plain` (role: content paragraphs)."
             )
-        text = self.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=generation, **args)
+        text = self.tokenizer.apply_chat_template([dict(m) for m in messages], tokenize=False, add_generation_prompt=generation, **args)
         assert isinstance(text, str)
         return text
 
@@ -162,7 +162,7 @@ class Encoder:
         texts = [None if isinstance(e.response, TokenIds) else self.render(e) for e in exchanges]
         plain = [text for text in texts if text is not None]
         ids = iter(self.tokenizer(plain, add_special_tokens=False)["input_ids"] if plain else [])
-        return [list(e.response) if text is None else self._frame(next(ids), e) for e, text in zip(exchanges, texts, strict=True)]
+        return [list(e.response) if isinstance(e.response, TokenIds) else self._frame(next(ids), e) for e in exchanges]
 
     def _frame(self, ids: list[int], exchange: Exchange) -> list[int]:
         ids = self.rules.prefix + ids
@@ -225,7 +225,10 @@ class Encoder:
             if self.length_policy == "drop":
                 report.drop(source, f"longer than {self.max_length} tokens")
                 return None
-            starts = [self._shared_start(group, ids) if isinstance(r, TokenIds) else self.prompt_length(e, i) for r, e, i in zip(group.responses, group.exchanges(), ids, strict=True)]
+            starts = [
+                self._shared_start(group, ids) if isinstance(r, TokenIds) else self.prompt_length(e, i)
+                for r, e, i in zip(group.responses, group.exchanges(), ids, strict=True)
+            ]
             fitted = [self.fit(i, start) for i, start in zip(ids, starts, strict=True)]
             if any(f is None for f in fitted):
                 report.drop(source, f"with a response longer than {self.max_length} tokens")
@@ -262,10 +265,12 @@ def as_exchange(item: Exchange | Conversation | Sequence[Any]) -> Exchange:
         return item
     if isinstance(item, (str, TokenIds)):
         return Exchange("", item)
-    if isinstance(item, tuple) and len(item) == 2 and not all(isinstance(part, Mapping) for part in item):
-        return Exchange(*(part if isinstance(part, (str, TokenIds)) else tuple(part) for part in item))
-    if isinstance(item, Sequence) and item and all(isinstance(message, Mapping) for message in item):
-        return Exchange(tuple(item[:-1]), tuple(item[-1:]))
+    parts: Any = item
+    if isinstance(parts, tuple) and len(parts) == 2 and not all(isinstance(part, Mapping) for part in parts):
+        prompt, response = (part if isinstance(part, (str, TokenIds)) else tuple(part) for part in parts)
+        return Exchange(prompt, response)
+    if isinstance(parts, Sequence) and parts and all(isinstance(message, Mapping) for message in parts):
+        return Exchange(tuple(parts[:-1]), tuple(parts[-1:]))
     raise DataError(f"cannot score {type(item).__name__} {item!r:.80}; expected text, messages that end with the response, or a (prompt, response) pair")
 
 
@@ -330,7 +335,9 @@ def prepare_tokenizer(
     eos_id = tokenizer.eos_token_id if tokenizer.eos_token_id is not None else tokenizer.sep_token_id
     if tokenizer.pad_token_id is None or tokenizer.pad_token_id == eos_id:
         if pad_token is not None:
-            raise ModelError(f"pad_token {pad_token!r} is the EOS token: padding could not be told from an end; choose another, or leave it unset and one is added")
+            raise ModelError(
+                f"pad_token {pad_token!r} is the EOS token: padding could not be told from an end; choose another, or leave it unset and one is added"
+            )
         vocabulary = tokenizer.get_vocab()
         known = next((token for token in PAD_CANDIDATES if token in vocabulary and vocabulary[token] != eos_id), None)
         if known is not None:

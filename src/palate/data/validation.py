@@ -101,7 +101,8 @@ def check_groups(groups: Sequence[PreferenceGroup], *, against: Sequence[Prefere
 
 class _Collector:
     def __init__(self) -> None:
-        self.count, self.locations = 0, []
+        self.count = 0
+        self.locations: list[str] = []
 
     def add(self, location: str) -> None:
         self.count += 1
@@ -138,5 +139,6 @@ def _lengths(groups: Sequence[PreferenceGroup]) -> dict[str, dict[str, float]]:
                 kinds["chosen"].append(len(text_of(group.responses[c.chosen])))
                 kinds["rejected"].append(len(text_of(group.responses[c.rejected])))
     return {
-        kind: {"mean": round(float(np.mean(v)), 1), **{f"p{q}": float(np.percentile(v, q)) for q in (5, 50, 95)}, "max": float(max(v))} for kind, v in kinds.items()
+        kind: {"mean": round(float(np.mean(v)), 1), **{f"p{q}": float(np.percentile(v, q)) for q in (5, 50, 95)}, "max": float(max(v))}
+        for kind, v in kinds.items()
     }

@@ -6,6 +6,7 @@ import math
 
 import torch
 from torch import Tensor, nn
+from transformers import PreTrainedModel
 
 
 class Float32Linear(nn.Linear):
@@ -20,7 +21,7 @@ class Float32Linear(nn.Linear):
             return nn.functional.linear(input.float(), self.weight.float(), bias)
 
 
-def head_names(model: nn.Module) -> list[str]:
+def head_names(model: PreTrainedModel) -> list[str]:
     """Names of the linear layers that end the classifier: `score` (decoders), `classifier`, `classifier.out_proj`, ..."""
     backbone = getattr(model, model.base_model_prefix)
     inside = {id(module) for module in backbone.modules()}

@@ -116,7 +116,7 @@ def load_pretrained(
         raise ModelError(f"{name_or_path}: {type(model).__name__} has no linear output layer to train as reward head")
     missing = {str(key) for key in info["missing_keys"]}
     if f"{head}.weight" in missing:
-        initialise_head(model.get_submodule(head), seed)  # type: ignore[arg-type]
+        initialise_head(model.get_submodule(head), seed)
         missing -= {f"{head}.weight", f"{head}.bias"}
     # Layers between backbone and output (a pooler or dense layer that pre-training did not have) start random, as their own class does it.
     if any(not _is_head_side(model, key) for key in missing):
@@ -160,7 +160,7 @@ def turn_dropout_off(model: nn.Module) -> None:
 
 def fit_tokenizer(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
     """Make model and tokenizer agree: embedding rows for added tokens, pad id in the config (and in a composite config's text part)."""
-    embeddings = model.get_input_embeddings()
+    embeddings: Any = model.get_input_embeddings()
     if len(tokenizer) > embeddings.num_embeddings:
         model.resize_token_embeddings(len(tokenizer), mean_resizing=False)
     for config in {id(c): c for c in (model.config, model.config.get_text_config())}.values():

@@ -12,12 +12,12 @@ from typing import Any
 import matplotlib
 
 matplotlib.use("Agg")
-import matplotlib.pyplot as plt  # noqa: E402
-from matplotlib.axes import Axes  # noqa: E402
-from matplotlib.figure import Figure  # noqa: E402
+import matplotlib.pyplot as plt
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 
 BLUE, ORANGE, GREY = "#0072B2", "#D55E00", "#777777"
-STYLE = {
+STYLE: Any = {
     "font.size": 10,
     "axes.spines.top": False,
     "axes.spines.right": False,
@@ -68,7 +68,7 @@ def reliability(calibration: Mapping[str, Any]) -> Figure:
     for key, colour, label in curves:
         table = calibration[key]
         axes.plot([b["confidence"] for b in table], [b["accuracy"] for b in table], color=colour, linewidth=1.2, label=label)
-        axes.scatter([b["confidence"] for b in table], [b["accuracy"] for b in table], s=[8 + b["count"] / 2 for b in table], color=colour, alpha=0.7)
+        axes.scatter([b["confidence"] for b in table], [b["accuracy"] for b in table], s=[8 + b["size"] / 2 for b in table], color=colour, alpha=0.7)
     axes.set(xlabel="stated probability", ylabel="share right", title="Reliability", xlim=(0.49, 1.01), ylim=(0, 1.05))
     axes.legend(frameon=False, loc="lower right")
     return figure
@@ -120,7 +120,9 @@ def training(log_history: Sequence[Mapping[str, Any]]) -> Figure | None:
     return figure
 
 
-def save_figures(directory: Path, result: Mapping[str, Any], items: Sequence[Mapping[str, Any]], log_history: Sequence[Mapping[str, Any]] = ()) -> dict[str, Path]:
+def save_figures(
+    directory: Path, result: Mapping[str, Any], items: Sequence[Mapping[str, Any]], log_history: Sequence[Mapping[str, Any]] = ()
+) -> dict[str, Path]:
     """Write every picture that the data allow as PNG and SVG. Returns name -> SVG path."""
     figures = {
         "training": training(log_history),

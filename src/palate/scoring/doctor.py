@@ -41,10 +41,14 @@ def _config_checks(config: dict) -> Iterator[Check]:
     labels = config.get("id2label") or {}
     yield Check("one label", len(labels) == 1, f"id2label has {len(labels)} entries; without exactly one, AutoModel builds a head of 2 and vLLM a softmax")
     yield Check(
-        "raw scores", config.get("problem_type") == "regression", f"problem_type is {config.get('problem_type')!r}; `regression` keeps pipelines and vLLM from a sigmoid"
+        "raw scores",
+        config.get("problem_type") == "regression",
+        f"problem_type is {config.get('problem_type')!r}; `regression` keeps pipelines and vLLM from a sigmoid",
     )
     activation = (config.get("sentence_transformers") or {}).get("activation_fn")
-    yield Check("sentence-transformers activation", activation == "torch.nn.modules.linear.Identity", f"activation_fn is {activation}; Identity keeps CrossEncoder raw")
+    yield Check(
+        "sentence-transformers activation", activation == "torch.nn.modules.linear.Identity", f"activation_fn is {activation}; Identity keeps CrossEncoder raw"
+    )
 
 
 def _tokenizer_checks(directory: Path, config: dict) -> Iterator[Check]:
@@ -58,7 +62,11 @@ def _tokenizer_checks(directory: Path, config: dict) -> Iterator[Check]:
         return
     pad = tokenizer.pad_token_id
     yield Check("pad token", pad is not None, "without a pad token batches of several rows fail")
-    yield Check("pad is not EOS", pad is None or pad != tokenizer.eos_token_id, f"pad id {pad}, EOS id {tokenizer.eos_token_id}; if equal, transformers pools the token before EOS")
+    yield Check(
+        "pad is not EOS",
+        pad is None or pad != tokenizer.eos_token_id,
+        f"pad id {pad}, EOS id {tokenizer.eos_token_id}; if equal, transformers pools the token before EOS",
+    )
     recorded = config.get("pad_token_id", (config.get("text_config") or {}).get("pad_token_id"))
     yield Check("pad id agrees", recorded == pad, f"config says {recorded}, tokenizer {pad}")
 

@@ -96,12 +96,12 @@ class LocalScorer:
         lost = np.array([i for i, x in enumerate(ids) if x is None], dtype=int)
         if len(lost):
             yield lost, np.full(len(lost), np.nan, dtype=np.float32)
-        rows = rows[np.argsort([-len(ids[i]) for i in rows], kind="stable")]  # type: ignore[arg-type]
+        rows = rows[np.argsort([-len(ids[i]) for i in rows], kind="stable")]
         start = 0
         while start < len(rows):
-            size = max(1, self.token_budget // len(ids[rows[start]]))  # type: ignore[arg-type]
+            size = max(1, self.token_budget // len(ids[rows[start]]))
             batch = rows[start : start + size]
-            yield batch, self.score_ids([ids[i] for i in batch])  # type: ignore[misc]
+            yield batch, self.score_ids([ids[i] for i in batch])
             start += size
 
     @torch.inference_mode()
@@ -178,7 +178,7 @@ def contract_problems(scorer: LocalScorer) -> list[str]:
 
 def score_tolerance(model: PreTrainedModel) -> float:
     """Relative tolerance for replayed rewards: rounding of float32 sums, or a few steps of a 16-bit backbone (8 or 11 significant bits)."""
-    return {torch.bfloat16: 0.1, torch.float16: 0.02}.get(model.dtype, GOLDEN_TOLERANCE)  # type: ignore[arg-type]
+    return {torch.bfloat16: 0.1, torch.float16: 0.02}.get(model.dtype, GOLDEN_TOLERANCE)
 
 
 def exchange_from_json(value: dict[str, Any]) -> Exchange:

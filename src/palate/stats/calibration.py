@@ -18,7 +18,7 @@ TEMPERATURE_RANGE = (1e-3, 1e3)
 class Bin(NamedTuple):
     confidence: float  # mean stated probability of the preferred side, in [0.5, 1]
     accuracy: float  # how often that side was right
-    count: int
+    size: int  # comparisons in the bin
 
 
 class Temperature(NamedTuple):
@@ -38,16 +38,14 @@ def reliability(d: np.ndarray, *, bins: int = 10, temperature: float = 1.0) -> l
     confidence = expit(np.abs(d) / temperature)
     right = np.where(d == 0, 0.5, (d > 0).astype(float))
     index = np.minimum(((confidence - 0.5) * 2 * bins).astype(int), bins - 1)
-    return [
-        Bin(float(confidence[index == b].mean()), float(right[index == b].mean()), int((index == b).sum())) for b in range(bins) if (index == b).any()
-    ]
+    return [Bin(float(confidence[index == b].mean()), float(right[index == b].mean()), int((index == b).sum())) for b in range(bins) if (index == b).any()]
 
 
 def expected_calibration_error(d: np.ndarray, *, bins: int = 10, temperature: float = 1.0) -> float:
     """ECE: mean of |accuracy - confidence| over bins, weighted by count (Naeini et al. 2015; Guo et al. 2017, arXiv 1706.04599, eq. 3)."""
     table = reliability(d, bins=bins, temperature=temperature)
-    n = sum(b.count for b in table)
-    return sum(b.count / n * abs(b.accuracy - b.confidence) for b in table)
+    n = sum(b.size for b in table)
+    return sum(b.size / n * abs(b.accuracy - b.confidence) for b in table)
 
 
 def fit_temperature(d: np.ndarray) -> Temperature:

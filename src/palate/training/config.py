@@ -29,7 +29,7 @@ class RewardConfig(TrainingArguments):
     Every field has its help text, and where a default differs from TrainingArguments or TRL, its reason.
     """
 
-    _VALID_DICT_FIELDS = [*TrainingArguments._VALID_DICT_FIELDS, "model_init_kwargs"]
+    _VALID_DICT_FIELDS = [*TrainingArguments._VALID_DICT_FIELDS, "model_init_kwargs"]  # noqa: RUF012 (as the base class declares it)
 
     # --- defaults of TrainingArguments that reward models want otherwise ---
     num_train_epochs: float = field(
@@ -54,9 +54,7 @@ class RewardConfig(TrainingArguments):
     )
 
     # --- text and tokens ---
-    chat_template_path: str | None = field(
-        default=None, metadata={"help": "A .jinja file, a template, or `plain`; replaces the tokenizer's chat template."}
-    )
+    chat_template_path: str | None = field(default=None, metadata={"help": "A .jinja file, a template, or `plain`; replaces the tokenizer's chat template."})
     eos_token: str | None = field(default=None, metadata={"help": "Token that ends every response. Unset: the tokenizer's EOS (encoders: SEP)."})
     pad_token: str | None = field(default=None, metadata={"help": "Padding token, never EOS. Unset: the tokenizer's, or a new one where that is EOS."})
     max_length: int | None = field(default=1024, metadata={"help": "Most tokens of prompt plus response (TRL's default). See length_policy."})

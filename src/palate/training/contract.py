@@ -35,7 +35,7 @@ def build_contract(
         chat_template_sha256=encoder.template_hash(),
         prefix_ids=list(encoder.rules.prefix),
         eos_id=encoder.rules.eos_id,
-        pad_id=int(tokenizer.pad_token_id),  # type: ignore[arg-type]
+        pad_id=int(tokenizer.pad_token_id),
         weights_dtype=str(model.dtype).removeprefix("torch."),
         rewards=rewards,
         golden=golden_examples(model, encoder, golden),
@@ -49,7 +49,7 @@ def golden_examples(model: PreTrainedModel, encoder: Encoder, exchanges: Sequenc
     kept = [(e, i) for e, i in zip(exchanges, ids, strict=True) if encoder.max_length is None or len(i) <= encoder.max_length][:NUM_GOLDEN]
     if not kept:
         return []
-    batch = PreferenceCollator(int(encoder.tokenizer.pad_token_id)).pad([i for _, i in kept])  # type: ignore[arg-type]
+    batch = PreferenceCollator(int(encoder.tokenizer.pad_token_id)).pad([i for _, i in kept])
     training = model.training
     model.eval()
     with torch.inference_mode(), torch.autocast(model.device.type, enabled=False):

@@ -26,7 +26,7 @@ from palate.models.checkpoints import package_versions, whole_directory, write_t
 from palate.training.callbacks import StopOnInterrupt, TrainingBar
 from palate.training.config import RewardConfig
 from palate.training.settings import HeldOut, RunSettings, SourceSettings
-from palate.training.trainer import RewardTrainer
+from palate.training.trainer import RewardTrainer, keep_batches_whole
 from palate.types import PreferenceGroup
 
 SETTINGS_NAME, RUN_NAME = "run.yaml", "run.json"
@@ -101,7 +101,7 @@ def build_trainer(settings: RunSettings, data: RunData, callbacks: list[Any] | N
     )
     if data.train is None:
         report = trainer.reports["train"] = EncodeReport()
-        trainer.args.accelerator_config.dispatch_batches = False
+        keep_batches_whole(trainer.args)
         trainer.train_dataset = streamed(settings, trainer, report)
     return trainer
 
@@ -130,7 +130,7 @@ def dry_run(settings: RunSettings) -> dict[str, Any]:
         trainer = build_trainer(settings.model_copy(update={"training": {**settings.training, "output_dir": nowhere}}), data)
     row = next(iter(trainer.train_dataset))  # type: ignore[arg-type]
     sides = {side: row["token_ids"][row[side][0]] for side in ("chosen", "rejected")}
-    decode = trainer.processing_class.decode  # type: ignore[union-attr]
+    decode = trainer.processing_class.decode
     return {
         "settings": settings.model_dump(mode="json"),
         "sources": [report.as_dict() for report in data.reports],
@@ -167,7 +167,9 @@ def train_on(settings: RunSettings, data: RunData, *, checkpoint: str | None = N
     finally:
         stop.restore()
     if stop.interrupted:
-        raise Interrupted(f"stopped at step {trainer.state.global_step} of {trainer.state.max_steps}; checkpoint-{trainer.state.global_step} is saved. Go on with --resume")
+        raise Interrupted(
+            f"stopped at step {trainer.state.global_step} of {trainer.state.max_steps}; checkpoint-{trainer.state.global_step} is saved. Go on with --resume"
+        )
     save(trainer, directory)
     if trainer.is_world_process_zero():
         write_text(directory / RUN_NAME, json.dumps(run_record(trainer, data, output.metrics), indent=1) + "\n")

@@ -176,7 +176,7 @@ def read_settings(config: str | Path | None, flags: Sequence[str]) -> RunSetting
 
 
 def merged_values(config: str | Path | None, flags: Sequence[str]) -> tuple[dict[str, Any], Where]:
-    values, where = (_read_yaml(Path(config)) if config else ({}, Where()))
+    values, where = _read_yaml(Path(config)) if config else ({}, Where())
     for key, text in parse_flags(flags):
         where[key] = f"flag --{key}"
         _put(values, key, text)
@@ -189,7 +189,7 @@ def _read_yaml(path: Path) -> tuple[dict[str, Any], Where]:
     text = path.read_text(encoding="utf-8")
     try:
         node = yaml.compose(text, Loader=_Loader)
-        values = yaml.load(text, Loader=_Loader)  # noqa: S506 (a SafeLoader)
+        values = yaml.load(text, Loader=_Loader)
     except yaml.YAMLError as error:
         raise ConfigError(f"{path}: not valid YAML: {error}") from error
     if not isinstance(values, dict):
@@ -227,7 +227,7 @@ def parse_flags(flags: Sequence[str]) -> list[tuple[str, Any]]:
         key = key.replace("-", "_")
         if "." not in key:
             raise ConfigError(f"unknown option --{key}; options are written --section.key, with section one of {', '.join(RunSettings.model_fields)}")
-        pairs.append((key, yaml.load(text, Loader=_Loader)))  # noqa: S506
+        pairs.append((key, yaml.load(text, Loader=_Loader)))
         i += 1
     return pairs
 

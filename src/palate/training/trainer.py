@@ -12,7 +12,7 @@ import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 import torch
@@ -26,7 +26,7 @@ from transformers.trainer_utils import EvalLoopOutput, EvalPrediction
 from palate.data.collation import COMPARISON_KEYS, PreferenceCollator
 from palate.data.formats import parse_row
 from palate.data.preparation import is_encoded, prepare
-from palate.data.tokenization import EncodeReport, Encoder, prepare_tokenizer
+from palate.data.tokenization import Encoder, EncodeReport, prepare_tokenizer
 from palate.errors import DataError, ModelError, RowError, StorageError
 from palate.losses.objective import Objective
 from palate.models.checkpoints import RewardStatistics
@@ -38,8 +38,8 @@ from palate.training.config import RewardConfig
 from palate.training.contract import NUM_GOLDEN, build_contract
 from palate.types import Exchange, PreferenceGroup
 
-TrainingData = Dataset | IterableDataset | Sequence[PreferenceGroup]
-EvaluationData = TrainingData | DatasetDict | IterableDatasetDict | dict[str, Any]
+TrainingData: TypeAlias = Dataset | IterableDataset | Sequence[PreferenceGroup]
+EvaluationData: TypeAlias = TrainingData | DatasetDict | IterableDatasetDict | dict[str, Any]
 
 TRACKER_NAMES = {
     "loss": "loss",
@@ -67,6 +67,10 @@ class RewardTrainer(Trainer):
     """
 
     loss_is_scaled_for_ga = True
+    args: RewardConfig
+    model: Any  # PreTrainedModel, or what PEFT made of it
+    processing_class: Any
+    objective: Objective
 
     def __init__(
         self,
@@ -86,35 +90,37 @@ class RewardTrainer(Trainer):
         *,
         data_fingerprint: str | None = None,
     ):
-        name = str(model) if isinstance(model, (str, Path)) else str(model.config._name_or_path)  # type: ignore[union-attr]
+        name = str(model) if isinstance(model, (str, Path)) else str(getattr(model.config, "_name_or_path", ""))
         args = args or RewardConfig(output_dir=f"{Path(name).name or 'model'}-Reward")
         check_single_device(args)
         set_seed(args.seed)
-        model = build_model(model, args, quantization_config)
+        reward_model: Any = build_model(model, args, quantization_config)
         tokenizer = prepare_tokenizer(
             processing_class or load_tokenizer(name, trust_remote_code=args.trust_remote_code),
             chat_template=args.chat_template_path,
             eos_token=args.eos_token,
             pad_token=args.pad_token,
         )
-        fit_tokenizer(model, tokenizer)
-        self.encoder = Encoder(tokenizer, max_length=shortest(args.max_length, position_limit(model)), length_policy=args.length_policy, separator=args.prompt_separator)
-        args.learning_rate = args.resolved_learning_rate(model.num_parameters(), lora=peft_config is not None)
+        fit_tokenizer(reward_model, tokenizer)
+        self.encoder = Encoder(
+            tokenizer, max_length=shortest(args.max_length, position_limit(reward_model)), length_policy=args.length_policy, separator=args.prompt_separator
+        )
+        args.learning_rate = args.resolved_learning_rate(reward_model.num_parameters(), lora=peft_config is not None)
         if peft_config is not None:
-            model = wrap_peft(model, peft_config, args)
+            reward_model = wrap_peft(reward_model, peft_config, args)
         self.objective = Objective(args.loss_type, args.use_margins, args.label_smoothing, args.center_rewards_coefficient or 0.0)
         self.reports: dict[str, EncodeReport] = {}
         self.data_fingerprint = data_fingerprint
         self.reward_statistics: RewardStatistics | None = None
         self._golden = golden_exchanges(train_dataset)
         if isinstance(train_dataset, IterableDataset):
-            args.accelerator_config.dispatch_batches = False  # dispatching slices tensors by rows, which index batches do not allow
+            keep_batches_whole(args)
         if train_dataset is not None:
             train_dataset = self._prepare(train_dataset, args, "train")
         if eval_dataset is not None:
             eval_dataset = self._prepare_evaluation(eval_dataset, args)
         super().__init__(
-            model=model,
+            model=reward_model,
             args=args,
             data_collator=data_collator or PreferenceCollator(int(tokenizer.pad_token_id), args.pad_to_multiple_of),  # type: ignore[arg-type]
             train_dataset=train_dataset,
@@ -147,13 +153,12 @@ class RewardTrainer(Trainer):
 
     def _set_signature_columns_if_needed(self) -> None:
         if self._signature_columns is None:
-            self._signature_columns = ["token_ids", "length", *COMPARISON_KEYS]
+            columns: Any = ["token_ids", "length", *COMPARISON_KEYS]
+            self._signature_columns = columns
 
     # --- loss -------------------------------------------------------------------------------------------------------------------------------
 
-    def compute_loss(
-        self, model: nn.Module, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Tensor | int | None = None
-    ) -> Any:
+    def compute_loss(self, model: nn.Module, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Tensor | int | None = None) -> Any:
         """Loss of an index batch: sum of weighted losses over the weight of the whole optimizer step (`num_items_in_batch`)."""
         comparisons = {key: inputs[key] for key in COMPARISON_KEYS}
         outputs: RewardOutput = model(**{key: value for key, value in inputs.items() if key not in comparisons})
@@ -251,7 +256,9 @@ class RewardTrainer(Trainer):
         for group in np.unique(groups):
             self._evaluated[int(group)] = table[groups == group]
 
-    def evaluation_loop(self, dataloader: Any, description: str, prediction_loss_only: bool | None = None, ignore_keys: list[str] | None = None, metric_key_prefix: str = "eval") -> EvalLoopOutput:
+    def evaluation_loop(
+        self, dataloader: Any, description: str, prediction_loss_only: bool | None = None, ignore_keys: list[str] | None = None, metric_key_prefix: str = "eval"
+    ) -> EvalLoopOutput:
         """Trainer's loop for devices and wrapping, our own figures: exact over comparisons, whatever the batches and ranks."""
         self._evaluated = {}
         output = super().evaluation_loop(dataloader, description, True, ignore_keys, metric_key_prefix)
@@ -263,7 +270,13 @@ class RewardTrainer(Trainer):
         table = np.concatenate([groups[group] for group in sorted(groups)])  # [P, 5]
         columns = torch.from_numpy(table)
         chosen, rejected, weight, probability, margin = columns.unbind(1)
-        batch = {"chosen": torch.arange(len(table)), "rejected": torch.arange(len(table)) + len(table), "weight": weight, "probability": probability, "margin": margin}
+        batch = {
+            "chosen": torch.arange(len(table)),
+            "rejected": torch.arange(len(table)) + len(table),
+            "weight": weight,
+            "probability": probability,
+            "margin": margin,
+        }
         result = self.objective(torch.cat([chosen, rejected]), batch)
         metrics = {name: (total / norm).item() for name, (total, norm) in result.metrics.items() if norm > 0}
         rewards = torch.cat([chosen, rejected])
@@ -294,14 +307,14 @@ class RewardTrainer(Trainer):
         training = self.model.training
         self.model.eval()
         for row in islice(iter(dataset), num_print_samples):
-            batch = PreferenceCollator(int(self.processing_class.pad_token_id))([row])  # type: ignore[union-attr, arg-type]
+            batch = PreferenceCollator(int(self.processing_class.pad_token_id))([row])
             with torch.inference_mode():
                 rewards = self.model(**{key: batch[key].to(self.args.device) for key in ("input_ids", "attention_mask")}).logits[:, 0].tolist()
             a, b = row["chosen"][0], row["rejected"][0]
-            texts = [self.processing_class.decode(row["token_ids"][i], skip_special_tokens=True) for i in (a, b)]  # type: ignore[union-attr]
+            texts = [self.processing_class.decode(row["token_ids"][i], skip_special_tokens=True) for i in (a, b)]
             rows.append((*texts, rewards[a], rewards[b]))
         self.model.train(training)
-        print_samples(rows, f"Evaluation samples at step {self.state.global_step}")  # type: ignore[arg-type]
+        print_samples(rows, f"Evaluation samples at step {self.state.global_step}")
 
     # --- saving ------------------------------------------------------------------------------------------------------------------------------
 
@@ -334,11 +347,18 @@ class RewardTrainer(Trainer):
 # --- parts of the constructor -----------------------------------------------------------------------------------------------------------------
 
 
+def keep_batches_whole(args: RewardConfig) -> None:
+    """No dispatching from one rank to the others: it slices tensors by rows, which index batches do not allow."""
+    accelerator_config: Any = args.accelerator_config
+    accelerator_config.dispatch_batches = False
+
+
 def check_single_device(args: RewardConfig) -> None:
     """`nn.DataParallel` would slice index tensors by rows; several GPUs need one process each."""
     if args.n_gpu > 1:
         raise ModelError(f"{args.n_gpu} GPUs in one process: start with torchrun or accelerate launch, or set CUDA_VISIBLE_DEVICES to one GPU")
-    if args.accelerator_config.dispatch_batches:
+    accelerator_config: Any = args.accelerator_config
+    if accelerator_config.dispatch_batches:
         raise ModelError("accelerator_config.dispatch_batches=True would slice index batches; leave it unset")
 
 
@@ -350,7 +370,8 @@ def build_model(model: str | Path | nn.Module, args: RewardConfig, quantization_
         if args.disable_dropout:
             turn_dropout_off(reward_model)
         return reward_model
-    kwargs = dict(args.model_init_kwargs or {})
+    assert not isinstance(args.model_init_kwargs, str)  # TrainingArguments has parsed JSON by now
+    kwargs: dict[str, Any] = dict(args.model_init_kwargs or {})
     if quantization_config is not None:
         if "quantization_config" in kwargs:
             raise ModelError("quantization_config is given twice: as an argument and in model_init_kwargs")
