@@ -3,7 +3,7 @@
     python benchmarks/quality.py [--sets ukp hh alpaca] [--data FOLDER] [--output benchmarks/results/quality.json]
 
 Each trainer gets the raw file and prepares it in its own way (TRL: prompt and response joined without a blank, EOS text appended). Base model
-all-MiniLM-L6-v2, 1 epoch, learning rate 5e-5, batch 16, max_length 512, bfloat16 autocast, batches grouped by length, seed 42. A set that is
+all-MiniLM-L6-v2, no margins, 1 epoch, learning rate 5e-5, batch 16, max_length 512, bfloat16 autocast, batches grouped by length, seed 42. A set that is
 not on this machine is skipped, visibly.
 """
 
@@ -49,7 +49,7 @@ def rows_of(name: str, folder: Path) -> tuple[list[dict[str, Any]], list[dict[st
 
     def read(file: str) -> list[Any]:
         lines = (folder / file).read_text(encoding="utf-8").splitlines()
-        groups = load_groups(folder / file, on_bad_row="drop").groups
+        groups = load_groups(folder / file, on_bad_row="drop", margins=False).groups
         return [(group, json.loads(lines[int(group.metadata["location"].rsplit(" ", 1)[1]) - 1])) for group in groups]
 
     files = SETS[name]
@@ -60,7 +60,7 @@ def rows_of(name: str, folder: Path) -> tuple[list[dict[str, Any]], list[dict[st
         raw = {id(group): row for group, row in train}
         parts = split_by_prompt([group for group, _ in train], fraction=0.2, seed=42)
         train, test = ([(group, raw[id(group)]) for group in part] for part in parts)
-    columns = ("prompt", "chosen", "rejected", "margin")
+    columns = ("prompt", "chosen", "rejected")
     return tuple([{key: row[key] for key in columns if key in row} for _, row in part] for part in (train, test))  # type: ignore[return-value]
 
 
@@ -86,7 +86,7 @@ def work(trainer_name: str, name: str, folder: Path, output: Path) -> None:
         # Its default of gradient checkpointing is for GPUs; BERT has no EOS, so its SEP takes that part.
         args = RewardConfig(output_dir=str(output.parent / "out"), gradient_checkpointing=False, eos_token="[SEP]", **ARGUMENTS)
     trainer = RewardTrainer(
-        model=model, args=args, train_dataset=Dataset.from_list(train), eval_dataset=Dataset.from_list([{**row, "margin": 0.0} for row in test]),
+        model=model, args=args, train_dataset=Dataset.from_list(train), eval_dataset=Dataset.from_list(test),
         processing_class=AutoTokenizer.from_pretrained(model),
     )  # fmt: skip
     if trainer_name == "trl":

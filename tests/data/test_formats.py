@@ -257,7 +257,7 @@ def test_margins_are_per_row() -> None:
         ({"prompt": "p", "chosen": " \n", "rejected": "b"}, "empty side", "response 1 of 2"),
         ({"prompt": "p", "chosen": "same", "rejected": "same"}, "identical sides", "the same text"),
         ({"prompt": "p", "chosen": "a", "rejected": "b", "margin": float("nan")}, "margin", "expected a finite number"),
-        ({"prompt": "p", "chosen": "a", "rejected": "b", "margin": -1}, "margin", "swap the sides or clip"),
+        ({"prompt": "p", "chosen": "a", "rejected": "b", "margin": -1}, "margin", "swap the sides, clip it"),
         ({"prompt": "p", "chosen": "a", "rejected": "b", "margin": "much"}, "margin", "'much'"),
         ({"prompt": "p", "responses": ["a", "b"], "scores": [1]}, "ragged", "`scores` has 1 entries for 2 responses"),
         ({"prompt": "p", "responses": ["a", "b"], "ratings": [{"x": 1}, {"y": 1}]}, "ragged", "different attributes"),
@@ -286,6 +286,10 @@ def test_an_unknown_layout_names_near_columns() -> None:
 def test_a_row_of_another_layout_than_the_file_is_refused() -> None:
     with pytest.raises(RowError, match="nearest"):
         parse_row({"prompt": "p", "response": "r"}, detect_layout({"chosen": 1, "rejected": 1}))
+
+
+def test_margins_nobody_asks_for_are_not_read() -> None:
+    assert parse_row({"prompt": "p", "chosen": "a", "rejected": "b", "margin": -1}, margins=False).comparisons == ONE
 
 
 def test_implicit_text_concatenates_to_what_was_given() -> None:

@@ -38,7 +38,7 @@ def main(arguments: Sequence[str]) -> int:
     from palate.data.loading import load_groups
 
     quiet_libraries()
-    loaded = load_groups(options.data, split=options.split, columns=parse_columns(options.columns), on_bad_row=options.on_bad_row)
+    loaded = load_groups(options.data, split=options.split, columns=parse_columns(options.columns), on_bad_row=options.on_bad_row, margins=False)
     evaluate_checkpoint(
         Path(options.model) if Path(options.model).exists() else options.model,
         loaded.groups,

@@ -57,7 +57,7 @@ def scored_rows(scorer: Any, data: str, split: str, columns: Mapping[str, str] |
             read = rename_columns(row, columns, location) if columns else row
             layout = layout or detect_layout(read)
             try:
-                groups.append(parse_row(read, layout))
+                groups.append(parse_row(read, layout, margins=False))
             except RowError as error:
                 groups.append(f"{location}: {error}")
         exchanges = [exchange for group in groups if not isinstance(group, str) for exchange in group.exchanges()]

@@ -129,7 +129,9 @@ def _margin(row: Row) -> float:
         return 0.0
     margin = _number(value, "margin", kind="margin")
     if margin < 0:
-        raise RowError("margin", f"column `margin` is {margin}: `chosen` is the better side, so a margin is 0 or more; swap the sides or clip it")
+        raise RowError(
+            "margin", f"column `margin` is {margin}: `chosen` is the better side, so a margin is 0 or more; swap the sides, clip it, or set loss.margins: false"
+        )
     return margin
 
 
@@ -592,9 +594,14 @@ def detect_layout(columns: Iterable[str]) -> Layout:
     )
 
 
-def parse_row(row: Row, layout: Layout | None = None) -> PreferenceGroup:
-    """One row as a PreferenceGroup. Raises RowError (kind, message) when the row does not hold what its layout promises."""
+def parse_row(row: Row, layout: Layout | None = None, *, margins: bool = True) -> PreferenceGroup:
+    """One row as a PreferenceGroup. Raises RowError (kind, message) when the row does not hold what its layout promises.
+
+    `margins=False` leaves a `margin` column unread: a pair with an unusable margin is still a pair where no loss asks for it.
+    """
     layout = layout or detect_layout(row)
+    if not margins:
+        row = {key: value for key, value in row.items() if key != "margin"}
     if not layout.recognised(frozenset(row)):
         near = difflib.get_close_matches(layout.name, row, n=3, cutoff=0.0)
         raise RowError(

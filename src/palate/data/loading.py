@@ -65,14 +65,15 @@ def load_groups(
     columns: Mapping[str, str] | None = None,
     on_bad_row: str = "error",
     name: str | None = None,
+    margins: bool = True,
 ) -> Loaded:
     """All preference groups of one source.
 
     `columns` maps our column names to the source's ({"chosen": "better"}). `on_bad_row`: "error" raises one DataError that counts every kind of
-    bad row and quotes the first ones; "drop" leaves them out, counted in the report.
+    bad row and quotes the first ones; "drop" leaves them out, counted in the report. `margins=False` leaves a margin column unread.
     """
     report = LoadReport(name or source_name(source))
-    groups = list(iter_groups(source, report, split=split, columns=columns))
+    groups = list(iter_groups(source, report, split=split, columns=columns, margins=margins))
     if not report.rows:
         raise DataError(f"{report.source}: no rows; expected at least one preference row")
     if report.bad and on_bad_row == "error":
@@ -87,7 +88,9 @@ def load_groups(
     return Loaded(groups, [report])
 
 
-def iter_groups(source: Source, report: LoadReport, *, split: str = "train", columns: Mapping[str, str] | None = None) -> Iterator[PreferenceGroup]:
+def iter_groups(
+    source: Source, report: LoadReport, *, split: str = "train", columns: Mapping[str, str] | None = None, margins: bool = True
+) -> Iterator[PreferenceGroup]:
     """Groups one by one (for streaming); bad rows are recorded in `report` and skipped."""
     layout: Layout | None = None
     for location, row in read_rows(source, split=split, report=report):
@@ -98,7 +101,7 @@ def iter_groups(source: Source, report: LoadReport, *, split: str = "train", col
             if layout is None:
                 layout = detect_layout(row)
                 report.layout = layout.name
-            group = parse_row(row, layout)
+            group = parse_row(row, layout, margins=margins)
         except RowError as error:
             report.record(location, error)
             continue

@@ -43,6 +43,7 @@ def prepare(
     name: str,
     ties: str = "drop",
     on_bad_row: str = "error",
+    margins: bool = True,
     num_proc: int | None = None,
 ) -> tuple[Dataset | IterableDataset, EncodeReport]:
     """Encoded data and the account of it. Raises DataError when rows are bad (see `on_bad_row`) or when nothing is left."""
@@ -50,9 +51,9 @@ def prepare(
     if is_encoded(data):
         return data, report
     if isinstance(data, IterableDataset):
-        return _stream(data, encoder, report, ties=ties, name=name), report
+        return _stream(data, encoder, report, ties=ties, name=name, margins=margins), report
     if isinstance(data, Dataset):
-        encoded, report = _map(data, encoder, ties=ties, num_proc=num_proc, name=name, on_bad_row=on_bad_row)
+        encoded, report = _map(data, encoder, ties=ties, num_proc=num_proc, name=name, on_bad_row=on_bad_row, margins=margins)
     else:
         rows = [encoded_row(e, i) for i, e in enumerate(encoder.encode_groups(data, report, ties=ties))]
         if not rows:
@@ -68,22 +69,22 @@ def nothing_left(name: str, report: EncodeReport) -> DataError:
     )
 
 
-def _parse(rows: Iterable[tuple[int, Mapping[str, Any]]], name: str, layout: Any) -> tuple[list[PreferenceGroup], list[tuple[str, str]]]:
+def _parse(rows: Iterable[tuple[int, Mapping[str, Any]]], name: str, layout: Any, margins: bool) -> tuple[list[PreferenceGroup], list[tuple[str, str]]]:
     groups, bad = [], []
     for i, row in rows:
         try:
-            groups.append(located(parse_row(row, layout), name, f"{name} row {i + 1}"))
+            groups.append(located(parse_row(row, layout, margins=margins), name, f"{name} row {i + 1}"))
         except RowError as error:
             bad.append((error.kind, f"{name} row {i + 1}: {error.kind}: {error}"))
     return groups, bad
 
 
-def _map(data: Dataset, encoder: Encoder, *, ties: str, num_proc: int | None, name: str, on_bad_row: str) -> tuple[Dataset, EncodeReport]:
+def _map(data: Dataset, encoder: Encoder, *, ties: str, num_proc: int | None, name: str, on_bad_row: str, margins: bool) -> tuple[Dataset, EncodeReport]:
     layout = detect_layout(data.column_names)
 
     def encode_batch(batch: Mapping[str, list[Any]], indices: list[int]) -> dict[str, list[Any]]:
         rows = [dict(zip(batch, values, strict=True)) for values in zip(*batch.values(), strict=True)]
-        groups, bad = _parse(zip(indices, rows, strict=True), name, layout)
+        groups, bad = _parse(zip(indices, rows, strict=True), name, layout, margins)
         # `source` columns of the data keep their meaning in metadata; here every row belongs to the data set as a whole
         account = EncodeReport()
         encoded = [encoded_row(e, 0) for e in encoder.encode_groups((_of(group, name) for group in groups), account, ties=ties)]
@@ -130,12 +131,12 @@ def _of(group: PreferenceGroup, source: str) -> PreferenceGroup:
     return PreferenceGroup(group.prompt, group.responses, group.comparisons, group.ratings, {**group.metadata, "source": source}, group.template_args)
 
 
-def _stream(data: IterableDataset, encoder: Encoder, report: EncodeReport, *, ties: str, name: str) -> IterableDataset:
+def _stream(data: IterableDataset, encoder: Encoder, report: EncodeReport, *, ties: str, name: str, margins: bool) -> IterableDataset:
     """Encode while training; bad rows of a stream are counted in `report`, for a stream cannot be looked over first."""
 
     def encode_batch(batch: Mapping[str, list[Any]], indices: list[int]) -> dict[str, list[Any]]:
         rows = [dict(zip(batch, values, strict=True)) for values in zip(*batch.values(), strict=True)]
-        groups, bad = _parse(zip(indices, rows, strict=True), name, None)
+        groups, bad = _parse(zip(indices, rows, strict=True), name, None, margins)
         for kind, _ in bad:
             report.groups[name] += 1
             report.drop(name, kind)

@@ -60,7 +60,14 @@ def load_data(settings: RunSettings) -> RunData:
     def read(sources: Sequence[SourceSettings]) -> list[PreferenceGroup]:
         groups: list[PreferenceGroup] = []
         for i, source in enumerate(sources):
-            loaded = load_groups(source.path, split=source.split, columns=source.columns or data.columns, on_bad_row=data.on_bad_row, name=source.name)
+            loaded = load_groups(
+                source.path,
+                split=source.split,
+                columns=source.columns or data.columns,
+                on_bad_row=data.on_bad_row,
+                name=source.name,
+                margins=settings.loss.margins,
+            )
             reports.extend(loaded.reports)
             groups += mix(loaded.groups, weight=source.weight, cap=source.cap, seed=data.seed + i)
         return groups
@@ -112,7 +119,7 @@ def streamed(settings: RunSettings, trainer: RewardTrainer, report: EncodeReport
     def groups() -> Iterator[PreferenceGroup]:
         for source in settings.data.train:
             account = LoadReport(source.name or source.path)
-            yield from iter_groups(source.path, account, split=source.split, columns=source.columns or settings.data.columns)
+            yield from iter_groups(source.path, account, split=source.split, columns=source.columns or settings.data.columns, margins=settings.loss.margins)
             if account.bad and settings.data.on_bad_row == "error":
                 raise DataError(f"{account.source}: {sum(account.bad.values())} rows cannot be used: " + "; ".join(account.examples))
 

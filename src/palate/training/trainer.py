@@ -142,7 +142,9 @@ class RewardTrainer(Trainer):
     # --- data -------------------------------------------------------------------------------------------------------------------------------
 
     def _prepare(self, data: TrainingData, args: RewardConfig, name: str) -> Dataset | IterableDataset:
-        encoded, report = prepare(data, self.encoder, name=name, ties=args.ties, on_bad_row=args.on_bad_row, num_proc=args.dataset_num_proc)
+        encoded, report = prepare(
+            data, self.encoder, name=name, ties=args.ties, on_bad_row=args.on_bad_row, margins=args.use_margins, num_proc=args.dataset_num_proc
+        )
         self.reports[name] = report
         return encoded
 
@@ -412,7 +414,7 @@ def golden_exchanges(data: Any) -> list[Exchange]:
     groups = []
     for row in islice(iter(data), NUM_GOLDEN):
         try:
-            groups.append(row if isinstance(row, PreferenceGroup) else parse_row(row))
+            groups.append(row if isinstance(row, PreferenceGroup) else parse_row(row, margins=False))
         except RowError:
             continue
     return [exchange for group in groups for exchange in group.exchanges()[:2]][: 2 * NUM_GOLDEN]
