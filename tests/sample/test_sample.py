@@ -9,13 +9,13 @@ import numpy as np
 import pytest
 from scipy.stats import spearmanr
 
-from palate.data.loading import prompt_key
+from palate.data.loading import load_groups, prompt_key
 from palate.data.validation import check_groups
 from palate.errors import ModelError
 from palate.sample import base_model_path, load_sample, sample_path
 from palate.types import text_of
 
-ROWS = [json.loads(line) for line in sample_path().read_text(encoding="utf-8").splitlines()]
+ROWS = [json.loads(line) for split in ("train", "test") for line in (sample_path() / f"{split}.jsonl").read_text(encoding="utf-8").splitlines()]
 ATTRIBUTES = {"helpfulness", "correctness", "clarity", "safety"}
 
 
@@ -56,8 +56,8 @@ def test_honest_ties() -> None:
     assert 20 <= sum(len(set(row["scores"])) < 4 for row in ROWS) <= 60
 
 
-@pytest.mark.parametrize("split", [None, "train", "test"])
-def test_quality_does_not_follow_length(split: str | None) -> None:
+@pytest.mark.parametrize("split", ["train", "test"])
+def test_quality_does_not_follow_length(split: str) -> None:
     """Mean rank correlation of score and characters within a prompt: below 0.1 either way, on each side of the split too."""
     correlations = [spearmanr([len(text_of(r)) for r in g.responses], [rating["score"] for rating in g.ratings]).statistic for g in load_sample(split)]
     assert abs(float(np.nanmean(correlations))) < 0.1
@@ -67,6 +67,7 @@ def test_quality_does_not_follow_length(split: str | None) -> None:
 
 def test_the_split_shares_no_prompt_and_nothing_contradicts() -> None:
     train, test = load_sample("train"), load_sample("test")
+    assert len(load_groups(sample_path(), split="test").groups) == 80, "the folder reads as a data set with splits"
     assert not {prompt_key(g.prompt) for g in train} & {prompt_key(g.prompt) for g in test}
     assert check_groups(train, against=test).findings == []
 

@@ -32,26 +32,25 @@ def main(arguments: Sequence[str]) -> int:
     from palate.cli.console import console, quiet_libraries
 
     with console.status("loading torch and transformers"):
-        from palate.sample import base_model_path, load_sample
-        from palate.training.run import RunData, train_on
+        from palate.sample import base_model_path
+        from palate.training.run import train
 
         quiet_libraries()
 
     settings = quickstart_settings(free_directory(Path(options.output)), str(base_model_path()), options.seed)
-    data = RunData(load_sample("train"), load_sample("test"))
     console.print("1/4  Training all-MiniLM-L6-v2 on 240 prompts, 4 rated responses each")
-    run = train_on(settings, data, say=lambda text: console.print(f"     {text}"))
+    run = train(settings, say=lambda text: console.print(f"     {text}"))
     console.print("2/4  Evaluating on 80 held-out prompts")
     from palate.cli.eval import evaluate_checkpoint
     from palate.scoring.local import load_scorer
 
-    assert data.evaluation is not None
+    assert run.data.evaluation is not None
     scorer = load_scorer(run.directory)
     history = run.trainer.state.log_history
     page = run.directory / "report" / "index.html"
     page.parent.mkdir(exist_ok=True)
     result = evaluate_checkpoint(
-        run.directory, data.evaluation, output=run.directory / "results.json", page=page, title="Quickstart: held-out prompts of the sample set",
+        run.directory, run.data.evaluation, output=run.directory / "results.json", page=page, title="Quickstart: held-out prompts of the sample set",
         settings=settings.eval, record=True, log_history=history, scorer=scorer,
     )  # fmt: skip
     console.print("3/4  Scoring a fresh example")
@@ -78,7 +77,11 @@ def quickstart_settings(output: Path, model: str, seed: int) -> Any:
     return RunSettings.model_validate(
         {
             "model": {"name_or_path": model, "chat_template": "plain"},
-            "data": {"train": str(sample_path()), "max_length": 512},
+            "data": {
+                "train": {"path": str(sample_path()), "split": "train", "name": "sample"},
+                "eval": {"path": str(sample_path()), "split": "test", "name": "sample"},
+                "max_length": 512,
+            },
             "loss": {"type": "bradley_terry", "centering": 0.01},
             "training": {
                 "output_dir": str(output),

@@ -89,11 +89,17 @@ def load_groups(
 
 
 def iter_groups(
-    source: Source, report: LoadReport, *, split: str = "train", columns: Mapping[str, str] | None = None, margins: bool = True
+    source: Source,
+    report: LoadReport,
+    *,
+    split: str = "train",
+    columns: Mapping[str, str] | None = None,
+    margins: bool = True,
+    streaming: bool = False,
 ) -> Iterator[PreferenceGroup]:
     """Groups one by one (for streaming); bad rows are recorded in `report` and skipped."""
     layout: Layout | None = None
-    for location, row in read_rows(source, split=split, report=report):
+    for location, row in read_rows(source, split=split, report=report, streaming=streaming):
         report.rows += 1
         if columns:
             row = rename_columns(row, columns, location)
@@ -138,8 +144,11 @@ def source_name(source: Source) -> str:
     return type(source).__name__
 
 
-def read_rows(source: Source, *, split: str = "train", report: LoadReport | None = None) -> Iterator[tuple[str, Mapping[str, Any]]]:
-    """(location, row) of every row. Raises DataError for a missing file or a file that is not what its name says."""
+def read_rows(source: Source, *, split: str = "train", report: LoadReport | None = None, streaming: bool = False) -> Iterator[tuple[str, Mapping[str, Any]]]:
+    """(location, row) of every row; `streaming` reads a hub data set as it comes, without downloading it first.
+
+    Raises DataError for a missing file or a file that is not what its name says.
+    """
     if isinstance(source, (str, Path)):
         path = Path(source)
         if path.is_dir():
@@ -149,7 +158,7 @@ def read_rows(source: Source, *, split: str = "train", report: LoadReport | None
         elif path.suffix in FILE_SUFFIXES or path.suffix == ".gz" or not HUB_ID.match(str(source)):
             raise DataError(_missing_file(path))
         else:
-            yield from _read_hub(str(source), split)
+            yield from _read_hub(str(source), split, streaming)
         return
     name = source_name(source)
     for i, row in enumerate(source, 1):
@@ -258,11 +267,11 @@ def _read_parquet(path: Path) -> Iterator[tuple[str, Mapping[str, Any]]]:
             yield f"{path.name} row {number}", row
 
 
-def _read_hub(name: str, split: str) -> Iterator[tuple[str, Mapping[str, Any]]]:
+def _read_hub(name: str, split: str, streaming: bool) -> Iterator[tuple[str, Mapping[str, Any]]]:
     import datasets
 
     try:
-        rows = datasets.load_dataset(name, split=split)
+        rows = datasets.load_dataset(name, split=split, streaming=streaming)
     except (FileNotFoundError, ConnectionError, ValueError) as error:
         raise DataError(f"{name}: neither a local file nor a data set that the Hugging Face Hub gave for split `{split}`: {error}") from error
     for number, row in enumerate(rows, 1):

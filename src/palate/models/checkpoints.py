@@ -6,6 +6,7 @@ distributed, and golden examples (text, ids, score) that `load_scorer` replays b
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import platform
@@ -67,6 +68,11 @@ class RewardContract:
     data_fingerprint: str | None = None
     versions: dict[str, str] = field(default_factory=dict)
     contract_version: int = CONTRACT_VERSION
+
+    def sha256(self) -> str:
+        """Identity of what decides a reward: everything but the statistics, which are measured afterwards."""
+        decides = {key: value for key, value in asdict(self).items() if key != "rewards"}
+        return hashlib.sha256(json.dumps(decides, sort_keys=True).encode()).hexdigest()
 
     def save(self, directory: str | Path) -> None:
         path = Path(directory) / CONTRACT_NAME

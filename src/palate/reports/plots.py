@@ -5,6 +5,7 @@ One palette, colour-blind safe (Okabe and Ito 2008): blue for chosen and for the
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -52,9 +53,11 @@ def margins(items: Sequence[Mapping[str, Any]]) -> Figure:
     """Reward of chosen minus rejected; everything right of zero is ranked as labelled."""
     data = [item["margin"] for item in items if item["margin"] is not None and item["label"] != "tie"]
     figure, axes = _figure(5.2, 3.2)
-    _, edges, patches = axes.hist(data, bins=30, color=BLUE, alpha=0.8)
+    width = (max(data) - min(data)) / 30 or 1.0
+    edges = [width * k for k in range(math.floor(min(data) / width), math.ceil(max(data) / width) + 1)]  # zero is an edge: no bin holds both kinds
+    _, _, patches = axes.hist(data, bins=edges if len(edges) > 1 else 1)
     for left, patch in zip(edges, patches, strict=False):  # type: ignore[arg-type]
-        patch.set_facecolor(BLUE if left >= 0 else ORANGE)
+        patch.set_facecolor(BLUE if left >= -width / 2 else ORANGE)
     axes.axvline(0, color="black", linewidth=1)
     axes.set(xlabel="reward of chosen minus rejected", ylabel="comparisons", title="Margins")
     return figure

@@ -21,14 +21,14 @@ BASE_MODEL_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab12
 
 
 def sample_path() -> Path:
-    with as_file(files("palate.sample") / "preferences.jsonl") as path:
+    """Folder with `train.jsonl` (240 prompts) and `test.jsonl` (80 others)."""
+    with as_file(files("palate.sample") / "preferences") as path:
         return path
 
 
-def load_sample(split: str | None = None) -> list[PreferenceGroup]:
-    """The sample groups; `split` is "train" (240 prompts), "test" (80 prompts), or None for all."""
-    groups = load_groups(sample_path(), name="sample").groups
-    return [group for group in groups if split is None or group.metadata["split"] == split]
+def load_sample(split: str) -> list[PreferenceGroup]:
+    """The groups of one split, "train" or "test"."""
+    return load_groups(sample_path() / f"{split}.jsonl", name="sample").groups
 
 
 def base_model_path() -> Path:

@@ -198,4 +198,6 @@ def describe_model(scorer: LocalScorer) -> dict[str, Any]:
         "parameters": sum(p.numel() for p in scorer.model.parameters()),
         "max_length": scorer.encoder.max_length,
         "chat_template_sha256": scorer.encoder.template_hash(),
+        "contract_sha256": scorer.contract.sha256() if scorer.contract else None,
+        "trained_on": scorer.contract.data_fingerprint if scorer.contract else None,
     }

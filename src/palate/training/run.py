@@ -119,7 +119,8 @@ def streamed(settings: RunSettings, trainer: RewardTrainer, report: EncodeReport
     def groups() -> Iterator[PreferenceGroup]:
         for source in settings.data.train:
             account = LoadReport(source.name or source.path)
-            yield from iter_groups(source.path, account, split=source.split, columns=source.columns or settings.data.columns, margins=settings.loss.margins)
+            columns = source.columns or settings.data.columns
+            yield from iter_groups(source.path, account, split=source.split, columns=columns, margins=settings.loss.margins, streaming=True)
             if account.bad and settings.data.on_bad_row == "error":
                 raise DataError(f"{account.source}: {sum(account.bad.values())} rows cannot be used: " + "; ".join(account.examples))
 
@@ -151,14 +152,9 @@ def dry_run(settings: RunSettings) -> dict[str, Any]:
 
 def train(settings: RunSettings, *, resume: bool = False, say: Say = print) -> FinishedRun:
     """Train and save. Raises StorageError when the output directory holds another run, Interrupted after Ctrl-C (with a checkpoint)."""
-    checkpoint = guard_directory(Path(settings.training["output_dir"]), settings, resume=resume)
-    return train_on(settings, load_data(settings), checkpoint=checkpoint, say=say)
-
-
-def train_on(settings: RunSettings, data: RunData, *, checkpoint: str | None = None, say: Say = print) -> FinishedRun:
-    """Train on data that is loaded already, from `checkpoint` where one is given, and save."""
     directory = Path(settings.training["output_dir"])
-    directory.mkdir(parents=True, exist_ok=True)
+    checkpoint = guard_directory(directory, settings, resume=resume)
+    data = load_data(settings)
     stop = StopOnInterrupt()
     trainer = build_trainer(settings, data, [stop])
     trainer.remove_callback(ProgressCallback)

@@ -8,6 +8,7 @@ comparisons; saving writes the contract.
 from __future__ import annotations
 
 import contextlib
+import logging
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import islice
@@ -37,6 +38,8 @@ from palate.training.callbacks import print_samples
 from palate.training.config import RewardConfig
 from palate.training.contract import NUM_GOLDEN, build_contract
 from palate.types import Exchange, PreferenceGroup
+
+logger = logging.getLogger(__name__)
 
 TrainingData: TypeAlias = Dataset | IterableDataset | Sequence[PreferenceGroup]
 EvaluationData: TypeAlias = TrainingData | DatasetDict | IterableDatasetDict | dict[str, Any]
@@ -102,9 +105,8 @@ class RewardTrainer(Trainer):
             pad_token=args.pad_token,
         )
         fit_tokenizer(reward_model, tokenizer)
-        self.encoder = Encoder(
-            tokenizer, max_length=shortest(args.max_length, position_limit(reward_model)), length_policy=args.length_policy, separator=args.prompt_separator
-        )
+        args.max_length = within_positions(args.max_length, reward_model)
+        self.encoder = Encoder(tokenizer, max_length=args.max_length, length_policy=args.length_policy, separator=args.prompt_separator)
         args.learning_rate = args.resolved_learning_rate(reward_model.num_parameters(), lora=peft_config is not None)
         if peft_config is not None:
             reward_model = wrap_peft(reward_model, peft_config, args)
@@ -207,8 +209,8 @@ class RewardTrainer(Trainer):
             self._sums[name] = self._sums.get(name, torch.zeros_like(value)) + value
         counts = torch.stack([rewards.new_tensor(len(rewards)), rewards.sum(), inputs["attention_mask"].sum().float(), inputs["weight"].sum()]).double()
         self._sums["_counts"] = self._sums.get("_counts", torch.zeros_like(counts)) + counts
-        groups = inputs["group"]
-        self._sums["_groups"] = self._sums.get("_groups", torch.zeros_like(counts[:1])) + torch.unique(groups).numel()
+        groups = inputs["group"]  # comparisons of a group stand together, so changes count groups (and nothing is synchronised)
+        self._sums["_groups"] = self._sums.get("_groups", torch.zeros_like(counts[:1])) + 1 + (groups[1:] != groups[:-1]).sum()
         self._extremes.append(torch.stack([rewards.min(), -rewards.max()]).double())
 
     def _take_metrics(self) -> dict[str, float]:
@@ -403,8 +405,13 @@ def wrap_peft(model: PreTrainedModel, peft_config: Any, args: RewardConfig) -> A
     return wrapped
 
 
-def shortest(*lengths: int | None) -> int | None:
-    return min((length for length in lengths if length is not None), default=None)
+def within_positions(max_length: int | None, model: PreTrainedModel) -> int | None:
+    """`max_length`, lowered (and said so) to what the model's learned positions allow."""
+    limit = position_limit(model)
+    if limit is None or (max_length is not None and max_length <= limit):
+        return max_length
+    logger.warning("max_length is %s, but %s has %s positions: %s is used", max_length, type(model).__name__, limit, limit)
+    return limit
 
 
 def golden_exchanges(data: Any) -> list[Exchange]:

@@ -1,0 +1,86 @@
+"""One rank == two: the same global batch gives the same losses, metrics, evaluation and weights under torchrun (gloo, CPU)."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+SCRIPT = """
+import json, sys
+import torch
+from tests.conftest import chatml_tokenizer, tiny_model
+from palate.data.loading import load_groups
+from palate.training.config import RewardConfig
+from palate.training.trainer import RewardTrainer
+
+output, batch = sys.argv[1], int(sys.argv[2])
+scores = ([1, 0], [3, 2, 1], [2, 2, 1], [4, 3, 2, 1])
+rows = []
+for i in range(16):
+    responses = [f"answer {s} of {i} {'x' * s}" + "!" * j for j, s in enumerate(scores[i % 4])]
+    rows.append({"prompt": f"p{i}", "responses": responses, "scores": scores[i % 4]})
+groups = load_groups(rows).groups
+trainer = RewardTrainer(
+    model=tiny_model("qwen3", seed=1),
+    args=RewardConfig(
+        output_dir=output, per_device_train_batch_size=batch, per_device_eval_batch_size=3, learning_rate=0.1, optim="sgd", logging_steps=1,
+        num_train_epochs=2, report_to="none", save_strategy="no", use_cpu=True, disable_tqdm=True, eval_strategy="epoch",
+    ),
+    train_dataset=groups, eval_dataset=groups[:7], processing_class=chatml_tokenizer(),
+)
+trainer.train()
+trainer.save_model()
+if trainer.is_world_process_zero():
+    json.dump(trainer.state.log_history, open(output + "/history.json", "w"))
+    torch.save(trainer.accelerator.unwrap_model(trainer.model).state_dict(), output + "/state.pt")
+"""
+
+
+@pytest.mark.slow
+def test_two_ranks_equal_one(tmp_path: Path) -> None:
+    script = tmp_path / "run.py"
+    script.write_text(SCRIPT)
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).resolve().parents[2]), "OMP_NUM_THREADS": "1"}
+    for ranks, batch in ((1, 8), (2, 4)):
+        command = [
+            sys.executable,
+            "-m",
+            "torch.distributed.run",
+            "--standalone",
+            f"--nproc_per_node={ranks}",
+            str(script),
+            str(tmp_path / str(ranks)),
+            str(batch),
+        ]
+        done = subprocess.run(command, capture_output=True, text=True, env=environment)
+        assert done.returncode == 0, done.stderr[-3000:]
+    one, two = (json.loads((tmp_path / n / "history.json").read_text()) for n in "12")
+    compared = 0
+    for a, b in zip(one, two, strict=True):
+        for name in (
+            "loss",
+            "accuracy",
+            "margin",
+            "mean_reward",
+            "min_reward",
+            "max_reward",
+            "num_tokens",
+            "episode",
+            "eval_loss",
+            "eval_accuracy",
+            "eval_margin",
+            "eval_comparisons",
+        ):
+            if name in a:
+                assert a[name] == pytest.approx(b[name], abs=1e-5), name
+                compared += 1
+    assert compared > 30
+    states = [torch.load(tmp_path / n / "state.pt") for n in "12"]
+    for name, value in states[0].items():
+        torch.testing.assert_close(value, states[1][name], atol=1e-5, rtol=1e-5)
