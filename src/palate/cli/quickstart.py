@@ -85,10 +85,10 @@ def quickstart_settings(output: Path, model: str, seed: int) -> Any:
             "loss": {"type": "bradley_terry", "centering": 0.01},
             "training": {
                 "output_dir": str(output),
-                "per_device_train_batch_size": 8,
+                "per_device_train_batch_size": 4,
                 "learning_rate": 2e-4,
-                "warmup_steps": 0.06,
-                "logging_steps": 2,
+                "warmup_steps": 0.1,
+                "logging_steps": 4,
                 "save_strategy": "no",
                 "report_to": "none",
                 "train_sampling_strategy": "group_by_length",
