@@ -70,6 +70,78 @@ ROWS: dict[str, tuple[dict[str, Any], str, Any, Any, Any]] = {
         ((assistant("Blue."),), (assistant("Green."),)),
         ONE,
     ),
+    "UltraFeedback: a text prompt beside whole dialogues": (
+        {"prompt": "Sky?", "chosen": [user("Sky?"), assistant("Blue.")], "rejected": [user("Sky?"), assistant("Green.")]},
+        "chosen and rejected",
+        (user("Sky?"),),
+        ((assistant("Blue."),), (assistant("Green."),)),
+        ONE,
+    ),
+    "a text prompt beside answers as messages": (
+        {"prompt": "Sky?", "chosen": [assistant("Blue.")], "rejected": [assistant("Green.")]},
+        "chosen and rejected",
+        (user("Sky?"),),
+        ((assistant("Blue."),), (assistant("Green."),)),
+        ONE,
+    ),
+    "sides with a system message that the prompt lacks": (
+        {"prompt": [user("Sky?")], "chosen": [SYSTEM, user("Sky?"), assistant("Blue.")], "rejected": [SYSTEM, user("Sky?"), assistant("Green.")]},
+        "chosen and rejected",
+        (SYSTEM, user("Sky?")),
+        ((assistant("Blue."),), (assistant("Green."),)),
+        ONE,
+    ),
+    "system and question (Orca pairs)": (
+        {"system": "Be brief.", "question": "Sky?", "chosen": "It is blue.", "rejected": "It is green."},
+        "chosen and rejected",
+        (SYSTEM, user("Sky?")),
+        ((assistant("It is blue."),), (assistant("It is green."),)),
+        ONE,
+    ),
+    "an empty system column changes nothing": (
+        {"system": "", "question": "Sky?", "chosen": "It is blue.", "rejected": "It is green."},
+        "chosen and rejected",
+        "Sky?",
+        ("It is blue.", "It is green."),
+        ONE,
+    ),
+    "parts of text are joined": (
+        {"prompt": [{"role": "user", "content": [{"type": "text", "text": "Sky"}, {"type": "text", "text": "?"}]}], "chosen": "a", "rejected": "b"},
+        "chosen and rejected",
+        (user("Sky?"),),
+        ((assistant("a"),), (assistant("b"),)),
+        ONE,
+    ),
+    "Nectar": (
+        {"prompt": "Sky?", "answers": [{"answer": "a", "rank": 2.0}, {"answer": "b", "rank": 1.0}]},
+        "ranked items",
+        "Sky?",
+        ("a", "b"),
+        (Comparison(1, 0),),
+    ),
+    "Arena": (
+        {"conversation_a": [user("Sky?"), assistant("a")], "conversation_b": [user("Sky?"), assistant("b")], "winner": "tie (bothbad)"},
+        "Arena battle",
+        (user("Sky?"),),
+        ((assistant("a"),), (assistant("b"),)),
+        (Comparison(0, 1, probability=0.5),),
+    ),
+    "SHP, 0 is B": ({"history": "Sky?", "human_ref_A": "a", "human_ref_B": "b", "labels": 0}, "SHP", "Sky?", ("a", "b"), (Comparison(1, 0),)),
+    "HelpSteer3: -1 is the first": (
+        {"context": [user("Sky?")], "response1": "a", "response2": "b", "overall_preference": -1},
+        "two responses and a label",
+        (user("Sky?"),),
+        ((assistant("a"),), (assistant("b"),)),
+        ONE,
+    ),
+    "HelpSteer2 strength 2 is the second": (
+        {"prompt": "Sky?", "response_1": "a", "response_2": "b", "preference_strength": 2},
+        "two responses and a label",
+        "Sky?",
+        ("a", "b"),
+        (Comparison(1, 0),),
+    ),
+    "HelpSteer attributes": ({"prompt": "Sky?", "response": "a", "helpfulness": 4, "correctness": 3}, "rated attributes", "Sky?", ("a",), ()),
     "margin": (
         {"prompt": "Sky?", "chosen": "Blue.", "rejected": "Green.", "margin": 1.5},
         "chosen and rejected",
@@ -143,7 +215,7 @@ ROWS: dict[str, tuple[dict[str, Any], str, Any, Any, Any]] = {
     ),
     "NeMo ranks, 0 is best": (
         {"context": [user("Sky?")], "completions": [{"rank": 1, "completion": [assistant("Green.")]}, {"rank": 0, "completion": [assistant("Blue.")]}]},
-        "NeMo ranks",
+        "ranked items",
         (user("Sky?"),),
         ((assistant("Green."),), (assistant("Blue."),)),
         (Comparison(1, 0),),
@@ -230,6 +302,7 @@ def test_ids_are_marked_so_that_nothing_tokenizes_them_again() -> None:
 def test_ratings_and_labels_are_kept() -> None:
     group = parse_row({"prompt": "p", "responses": ["a", "b"], "scores": [2, 1], "ratings": [{"help": 5}, {"help": 1}]})
     assert group.ratings == ({"score": 2.0, "help": 5.0}, {"score": 1.0, "help": 1.0})
+    assert parse_row({"prompt": "p", "response": "a", "helpfulness": 4, "correctness": 3}).ratings == ({"helpfulness": 4.0, "correctness": 3.0},)
     assert parse_row({"prompt": "p", "completion": "a", "label": False}).ratings == ({"label": 0.0},)
     assert parse_row({"prompt": "p", "responses": ["a", "b"], "ratings": [[3, 2, 3], [5, 5, 5]]}).comparisons == (Comparison(1, 0),)
 
@@ -268,6 +341,11 @@ def test_margins_are_per_row() -> None:
         ({"prompt": "p", "completion": "a", "label": "perhaps"}, "label", "true or false"),
         ({"prompt": "p", "chosen": [{"role": "assistant"}], "rejected": [assistant("b")]}, "not text", "message 1 has keys ['role']"),
         ({"messages": [assistant("a"), user("b")], "rejected_response": "c"}, "not text", "ends with a user turn"),
+        ({"prompt": "p", "chosen": "a", "rejected": "b", "images": ["x.png"]}, "media", "cannot see"),
+        ({"prompt": [{"role": "user", "content": [{"type": "image"}]}], "chosen": "a", "rejected": "b"}, "media", "not text"),
+        ({"chosen_ids": [1, None], "rejected_ids": [2]}, "malformed", "pretokenized pairs"),
+        ({"prompt": "p", "responses": ["a", "b"], "comparisons": [[0, 1]]}, "malformed", "ranking"),
+        ({"instruction": "i", "input": "", "history": [["a"]], "chosen": "a", "rejected": "b"}, "malformed", "alpaca"),
         ({"input_ids_chosen": [1, 2], "attention_mask_chosen": [1], "input_ids_rejected": [3]}, "ragged", "2 ids but its attention mask has 1"),
     ],
 )
@@ -284,8 +362,14 @@ def test_an_unknown_layout_names_near_columns() -> None:
 
 
 def test_a_row_of_another_layout_than_the_file_is_refused() -> None:
-    with pytest.raises(RowError, match="nearest"):
-        parse_row({"prompt": "p", "response": "r"}, detect_layout({"chosen": 1, "rejected": 1}))
+    with pytest.raises(RowError, match="did you mean `chosen` by `choosen`"):
+        parse_row({"prompt": "p", "choosen": "r", "rejected": "s"}, detect_layout({"chosen": 1, "rejected": 1}))
+
+
+def test_scoring_takes_empty_responses() -> None:
+    assert parse_row({"prompt": "p", "response": ""}, compared=False).responses == ("",)
+    with pytest.raises(RowError, match="empty"):
+        parse_row({"prompt": "p", "response": ""})
 
 
 def test_margins_nobody_asks_for_are_not_read() -> None:

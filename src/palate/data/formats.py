@@ -10,6 +10,7 @@ from __future__ import annotations
 import difflib
 import json
 import math
+import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from typing import Any, NamedTuple
@@ -31,13 +32,18 @@ RESPONSE_PAIRS = (
     ("answer_a", "answer_b"),
     ("completion_a", "completion_b"),
 )
-PAIR_LABELS = ("label", "preference", "winner", "better_response_id", "overall_preference")
+PAIR_LABELS = ("label", "preference", "winner", "better_response_id")
+SIGNED_LABELS = ("overall_preference", "preference_strength")
+"""HelpSteer2 and 3: strength from -3 (response 1 much better) to 3 (response 2 much better); 0 is a tie."""
+
 RESPONSE_LISTS = ("responses", "completions", "answers", "candidates")
 SCORE_LISTS = ("scores", "ratings", "rewards")
 SINGLE_RESPONSES = ("response", "completion", "output", "answer")
 SINGLE_LABELS = ("label", "is_correct", "correct", "desirable")
 SINGLE_SCORES = ("score", "rating", "reward")
-PROMPTS = ("prompt", "question", "query", "instruction", "input", "context")
+ATTRIBUTES = ("helpfulness", "correctness", "coherence", "complexity", "verbosity")  # HelpSteer
+PROMPTS = ("prompt", "question", "query", "instruction", "input", "context", "trajectory")
+MEDIA = ("images", "videos", "audios", "image", "video", "audio")
 SHAREGPT_ROLES = {
     "human": "user",
     "user": "user",
@@ -92,8 +98,13 @@ def _messages(value: Any, column: str) -> tuple[Message, ...]:
         message = {key: item for key, item in message.items() if item is not None}
         if "role" not in message or not ("content" in message or "tool_calls" in message):
             raise RowError("not text", f"column `{column}`, message {i + 1} has keys {sorted(message)}, expected `role` and `content`")
-        if not isinstance(message.get("content", ""), (str, list)):
-            raise RowError("not text", f"column `{column}`, message {i + 1}: content is {type(message['content']).__name__}, expected text")
+        content = message.get("content", "")
+        if isinstance(content, list):  # OpenAI's parts: text only, joined, since templates differ in what they make of a list
+            if any(not isinstance(part, Mapping) or not isinstance(part.get("text"), str) for part in content):
+                raise RowError("media", f"column `{column}`, message {i + 1} holds parts that are not text; this model reads text only")
+            message = {**message, "content": "".join(part["text"] for part in content)}
+        elif not isinstance(content, str):
+            raise RowError("not text", f"column `{column}`, message {i + 1}: content is {type(content).__name__}, expected text")
         messages.append(message)
     return tuple(messages)
 
@@ -156,10 +167,19 @@ def _as_response(value: Any, column: str, prompt: Conversation) -> Conversation:
 
 
 def _prompt(row: Row) -> tuple[str, Conversation]:
-    column = _first(PROMPTS, row)
+    """The prompt's column and its content. A `system` column makes a chat of a text prompt; `input` continues an `instruction`."""
+    column = next((name for name in PROMPTS if row.get(name) is not None), None)
     if column is None:
         raise RowError("missing column", f"no prompt column among {sorted(row)}; expected one of {', '.join(PROMPTS)}")
-    return column, _conversation(row[column], column)
+    prompt = _conversation(row[column], column)
+    if column == "instruction" and row.get("input"):
+        prompt = f"{prompt}\n{_text(row['input'], 'input')}"
+    system = row.get("system")
+    if isinstance(system, str) and system.strip():
+        turns = ({"role": "user", "content": prompt},) if isinstance(prompt, str) else tuple(m for m in prompt if isinstance(m, Mapping))
+        if not turns or turns[0].get("role") != "system":
+            prompt = ({"role": "system", "content": system}, *turns)
+    return column, prompt
 
 
 def _template_args(row: Row) -> dict[str, Any]:
@@ -189,7 +209,7 @@ def _group(
     comparisons: Iterable[Comparison] = (),
     ratings: Iterable[Mapping[str, float]] = (),
 ) -> PreferenceGroup:
-    used = (*used, *TEMPLATE_COLUMNS, "margin", "weight")
+    used = (*used, *TEMPLATE_COLUMNS, *MEDIA, "margin", "weight", "system")
     return PreferenceGroup(prompt, tuple(responses), tuple(comparisons), tuple(ratings), _metadata(row, used), _template_args(row))
 
 
@@ -230,27 +250,28 @@ def parse_chosen_rejected(row: Row) -> PreferenceGroup:
     chosen, rejected = _conversation(row["chosen"], "chosen"), _conversation(row["rejected"], "rejected")
     if type(chosen) is not type(rejected):
         raise RowError("not text", "one of `chosen` and `rejected` is text and the other messages; give both alike")
-    if row.get("prompt") is not None:
-        prompt = _conversation(row["prompt"], "prompt")
-        responses = [_as_response(row[column], column, prompt) for column in ("chosen", "rejected")]
-        if not isinstance(prompt, str):
-            responses = _without_prompt(prompt, responses)
-        return _group(row, ("prompt", "chosen", "rejected"), prompt, responses, [comparison])
+    used = (*PROMPTS, "chosen", "rejected")
+    if any(row.get(name) is not None for name in PROMPTS):
+        _, prompt = _prompt(row)
+        if not isinstance(chosen, str) and not isinstance(rejected, str):
+            return _group(row, used, *_message_sides(prompt, _messages(row["chosen"], "chosen"), _messages(row["rejected"], "rejected")), [comparison])
+        responses = [_as_response(row[side], side, prompt) for side in ("chosen", "rejected")]
+        return _group(row, used, prompt, responses, [comparison])
     if isinstance(chosen, str) and isinstance(rejected, str):
         prompt, *texts = _split_text(chosen, rejected)
-        return _group(row, ("prompt", "chosen", "rejected"), prompt, texts, [comparison])
+        return _group(row, used, prompt, texts, [comparison])
     first, second = _messages(row["chosen"], "chosen"), _messages(row["rejected"], "rejected")
     n = _split_messages(first, second)
-    return _group(row, ("prompt", "chosen", "rejected"), first[:n], (first[n:], second[n:]), [comparison])
+    return _group(row, used, first[:n], (first[n:], second[n:]), [comparison])
 
 
-def _without_prompt(prompt: Conversation, responses: list[Conversation]) -> list[Conversation]:
-    """UltraFeedback style: the prompt's messages stand in front of both sides too; take them off."""
-    whole = [tuple(response) for response in responses if not isinstance(response, str)]
-    n = len(prompt)
-    if len(whole) == len(responses) and all(len(w) > n and w[:n] == tuple(prompt) for w in whole):
-        return [w[n:] for w in whole]  # type: ignore[misc]
-    return responses
+def _message_sides(prompt: Conversation, chosen: tuple[Message, ...], rejected: tuple[Message, ...]) -> tuple[Conversation, tuple[Conversation, Conversation]]:
+    """(prompt, both responses) where the sides are messages: answers only, or whole dialogues that repeat the prompt (UltraFeedback, Tulu 3)."""
+    if all(message.get("role") in ("assistant", "tool") for message in (*chosen, *rejected)):
+        asked = ({"role": "user", "content": prompt},) if isinstance(prompt, str) else prompt
+        return asked, (chosen, rejected)
+    n = _split_messages(chosen, rejected)
+    return chosen[:n], (chosen[n:], rejected[n:])
 
 
 PRETOKENIZED = (
@@ -295,7 +316,7 @@ def parse_sharegpt(row: Row) -> PreferenceGroup:
 
 
 def parse_alpaca(row: Row) -> PreferenceGroup:
-    """`instruction`, `input`, and `chosen` / `rejected` (or `output: [better, worse]`); with `system` or `history` it becomes a chat."""
+    """`instruction`, `input`, `chosen`, `rejected`; with `system` or `history` it becomes a chat."""
     text = _text(row["instruction"], "instruction")
     if row.get("input"):
         text = f"{text}\n{_text(row['input'], 'input')}"
@@ -306,28 +327,25 @@ def parse_alpaca(row: Row) -> PreferenceGroup:
         for user, assistant in history:
             turns += [{"role": "user", "content": user}, {"role": "assistant", "content": assistant}]
         prompt = (*turns, {"role": "user", "content": text})
-    pair = (row["chosen"], row["rejected"]) if "chosen" in row else tuple(row["output"])
-    if len(pair) != 2:
-        raise RowError("ragged", f"`output` holds {len(pair)} answers, expected [better, worse]")
-    responses = [_as_response(value, column, prompt) for value, column in zip(pair, ("chosen", "rejected"), strict=True)]
-    used = ("instruction", "input", "system", "history", "chosen", "rejected", "output")
+    responses = [_as_response(row[side], side, prompt) for side in ("chosen", "rejected")]
+    used = ("instruction", "input", "history", "chosen", "rejected")
     return _group(row, used, prompt, responses, [Comparison(0, 1, _margin(row), _weight(row))])
 
 
 # --- rankings, ratings, votes, soft labels ---------------------------------------------------------------------------------------------------
 
 
-def parse_nemo(row: Row) -> PreferenceGroup:
-    """NeMo-RL: `context` messages and `completions`: [{rank, completion: messages}], rank 0 is best; equal ranks are ties."""
-    prompt = _messages(row["context"], "context")
-    completions = row["completions"]
+def parse_ranked_items(row: Row) -> PreferenceGroup:
+    """NeMo-RL: `context`, `completions`: [{rank, completion}]; Nectar: `prompt`, `answers`: [{rank, answer}]. The lowest rank is best."""
+    column, name = ("completions", "completion") if "completions" in row else ("answers", "answer")
+    _, prompt = _prompt(row)
     responses, ranks = [], []
-    for item in completions:
-        if not isinstance(item, Mapping) or not {"rank", "completion"} <= item.keys():
-            raise RowError("ragged", "every entry of `completions` needs `rank` and `completion`")
-        responses.append(_as_response(item["completion"], "completions", prompt))
-        ranks.append(-_number(item["rank"], "completions.rank"))
-    return _group(row, ("context", "completions"), prompt, responses, from_scores(ranks))
+    for item in row[column]:
+        if not isinstance(item, Mapping) or not {"rank", name} <= item.keys():
+            raise RowError("ragged", f"every entry of `{column}` needs `rank` and `{name}`")
+        responses.append(_as_response(item[name], column, prompt))
+        ranks.append(-_number(item["rank"], f"{column}.rank"))
+    return _group(row, (*PROMPTS, column), prompt, responses, from_scores(ranks))
 
 
 def _listed(row: Row, column: str, k: int) -> list[Any]:
@@ -412,9 +430,14 @@ def parse_two_responses(row: Row) -> PreferenceGroup:
     used = (*PROMPTS, *pair, column or "", *(["chosen", "rejected"] if {"chosen", "rejected"} <= row.keys() else []))
     label = row[column] if column else None
     margin, weight = _margin(row), _weight(row)
+    signed = next((name for name in SIGNED_LABELS if row.get(name) is not None), None)
+    if signed is not None:
+        strength = _number(row[signed], signed, kind="label")
+        comparison = Comparison(0, 1, margin, weight) if strength < 0 else Comparison(1, 0, margin, weight)
+        return _group(row, used, prompt, responses, [comparison._replace(probability=0.5, margin=0.0) if strength == 0 else comparison])
     if label is None:
         votes = row.get("votes")
-        if not votes:
+        if not votes or not any(vote in (0, 1, 2) for vote in votes):
             return _group(row, used, prompt, responses)  # nobody decided: no comparison, counted by validation
         counts = [sum(1 for vote in votes if vote == option) for option in (1, 2, 0)]
         return _group(row, used, prompt, responses, [from_votes(*counts)._replace(weight=weight)])
@@ -428,6 +451,27 @@ def parse_two_responses(row: Row) -> PreferenceGroup:
     else:
         raise RowError("label", f"column `{column}` holds {label!r}, expected 1, 2 or 0 (tie), or A, B, A>B, B>A, tie")
     return _group(row, used, prompt, responses, [comparison])
+
+
+def parse_arena(row: Row) -> PreferenceGroup:
+    """Arena battles: two whole conversations and `winner`: model_a, model_b, tie, tie (bothbad)."""
+    a, b = _messages(row["conversation_a"], "conversation_a"), _messages(row["conversation_b"], "conversation_b")
+    n = _split_messages(a, b)
+    key = str(row["winner"]).strip().lower()
+    if key not in FIRST_WINS | SECOND_WINS | TIE_LABELS:
+        raise RowError("label", f"column `winner` holds {row['winner']!r}, expected model_a, model_b, tie or tie (bothbad)")
+    comparison = Comparison(0, 1, probability=0.5) if key in TIE_LABELS else Comparison(0, 1) if key in FIRST_WINS else Comparison(1, 0)
+    return _group(row, ("conversation_a", "conversation_b", "winner"), a[:n], (a[n:], b[n:]), [comparison])
+
+
+def parse_shp(row: Row) -> PreferenceGroup:
+    """Stanford Human Preferences: `labels` 1 says that human_ref_A has the higher score, 0 that B has."""
+    label = row["labels"]
+    if label not in (0, 1):
+        raise RowError("label", f"column `labels` holds {label!r}, expected 1 (A is better) or 0 (B is better)")
+    prompt = _text(row["history"], "history")
+    responses = [_text(row[column], column) for column in ("human_ref_A", "human_ref_B")]
+    return _group(row, ("history", "human_ref_A", "human_ref_B", "labels"), prompt, responses, [Comparison(0, 1) if label == 1 else Comparison(1, 0)])
 
 
 SOFT_LABELS = {"prob_b": 1, "p_hat": 0, "prob_a": 0, "prob_chosen": 0, "probability": 0}
@@ -469,7 +513,7 @@ def _single(row: Row) -> tuple[Conversation, Conversation, tuple[str, ...]]:
     column, prompt = _prompt(row)
     name = _first(SINGLE_RESPONSES, set(row) - {column})
     assert name is not None
-    return prompt, _as_response(row[name], name, prompt), (column, name)
+    return prompt, _as_response(row[name], name, prompt), (column, name, *(["input"] if column == "instruction" else []))
 
 
 def parse_labelled(row: Row) -> PreferenceGroup:
@@ -490,6 +534,13 @@ def parse_rated(row: Row) -> PreferenceGroup:
     assert column is not None
     rating = _rating(row[column], column)
     return _group(row, (*used, column), prompt, [response], (), [rating])
+
+
+def parse_attributes(row: Row) -> PreferenceGroup:
+    """HelpSteer: one response and its scores for several attributes."""
+    prompt, response, used = _single(row)
+    rating = {name: _number(row[name], name, kind="ragged") for name in ATTRIBUTES if row.get(name) is not None}
+    return _group(row, (*used, *ATTRIBUTES), prompt, [response], (), [rating])
 
 
 def parse_prompt_response(row: Row) -> PreferenceGroup:
@@ -536,7 +587,14 @@ LAYOUTS: tuple[Layout, ...] = (
         parse_pretokenized,
         "chosen_ids, rejected_ids [, margin] (also chosen_input_ids, input_ids_chosen, input_ids_j/k, with attention masks)",
     ),
-    Layout("NeMo ranks", _has("context", "completions"), parse_nemo, "context, completions [{rank, completion}]"),
+    Layout(
+        "ranked items",
+        lambda c: {"context", "completions"} <= c or ({"prompt", "answers"} <= c and not {*SCORE_LISTS, "ranks", "comparisons"} & c),
+        parse_ranked_items,
+        "context, completions [{rank, completion}] (or prompt, answers [{rank, answer}])",
+    ),
+    Layout("Arena battle", _has("conversation_a", "conversation_b", "winner"), parse_arena, "conversation_a, conversation_b, winner"),
+    Layout("SHP", _has("history", "human_ref_A", "human_ref_B", "labels"), parse_shp, "history, human_ref_A, human_ref_B, labels"),
     Layout("steps", _has("completions", "labels"), parse_stepwise, "prompt, completions [step], labels [step]", compares=False),
     Layout("ranking", _is_ranking, parse_ranking, "prompt, responses, and scores | ratings | ranks | comparisons [[i, j, winner]]"),
     Layout(
@@ -547,9 +605,9 @@ LAYOUTS: tuple[Layout, ...] = (
     ),
     Layout(
         "two responses and a label",
-        lambda c: _has_pair(c) and (_first(PAIR_LABELS, c) is not None or "votes" in c),
+        lambda c: _has_pair(c) and (_first((*PAIR_LABELS, *SIGNED_LABELS), c) is not None or "votes" in c),
         parse_two_responses,
-        "prompt, response_1, response_2, label (1, 2, 0 = tie) or votes",
+        "prompt, response_1, response_2, label (1, 2, 0 = tie), preference_strength (-3 to 3) or votes",
     ),
     Layout("sharegpt ranking", _has("conversations", "chosen", "rejected"), parse_sharegpt, "conversations, chosen {from, value}, rejected {from, value}"),
     Layout(
@@ -573,6 +631,13 @@ LAYOUTS: tuple[Layout, ...] = (
         compares=False,
     ),
     Layout("rated response", lambda c: _has_single(c) and _first(SINGLE_SCORES, c) is not None, parse_rated, "prompt, response, score", compares=False),
+    Layout(
+        "rated attributes",
+        lambda c: _has_single(c) and len(set(ATTRIBUTES) & c) >= 2,
+        parse_attributes,
+        "prompt, response, helpfulness, correctness, coherence, complexity, verbosity",
+        compares=False,
+    ),
     Layout("prompt and response", _has_single, parse_prompt_response, "prompt, response", compares=False),
     Layout("messages", lambda c: "messages" in c or "conversations" in c, parse_messages, "messages", compares=False),
 )
@@ -594,22 +659,29 @@ def detect_layout(columns: Iterable[str]) -> Layout:
     )
 
 
-def parse_row(row: Row, layout: Layout | None = None, *, margins: bool = True) -> PreferenceGroup:
+def parse_row(row: Row, layout: Layout | None = None, *, margins: bool = True, compared: bool = True) -> PreferenceGroup:
     """One row as a PreferenceGroup. Raises RowError (kind, message) when the row does not hold what its layout promises.
 
     `margins=False` leaves a `margin` column unread: a pair with an unusable margin is still a pair where no loss asks for it.
+    `compared=False` is for scoring: empty and identical responses are rows like any other.
     """
     layout = layout or detect_layout(row)
     if not margins:
         row = {key: value for key, value in row.items() if key != "margin"}
     if not layout.recognised(frozenset(row)):
-        near = difflib.get_close_matches(layout.name, row, n=3, cutoff=0.0)
-        raise RowError(
-            "missing column", f"has columns {sorted(row)}, but the file's first row is of layout `{layout.name}` ({layout.columns}); nearest: {near}"
-        )
-    group = layout.parse(row)
-    problem = side_problem(group)
-    if problem:
+        wanted = [name for name in re.findall(r"\w+", layout.columns) if name not in row]
+        near = {name: match[0] for name in wanted if (match := difflib.get_close_matches(name, row, n=1))}
+        hint = "".join(f"; did you mean `{name}` by `{column}`?" for name, column in near.items())
+        raise RowError("missing column", f"has columns {', '.join(sorted(row))}, but the first row was of layout `{layout.name}`: {layout.columns}{hint}")
+    if media := [name for name in MEDIA if row.get(name)]:
+        raise RowError("media", f"column `{media[0]}` holds pictures or sound, which a text reward model cannot see; leave such rows out")
+    try:
+        group = layout.parse(row)
+    except RowError:
+        raise
+    except (TypeError, ValueError, KeyError, AttributeError) as error:
+        raise RowError("malformed", f"does not read as layout `{layout.name}` ({layout.columns}): {type(error).__name__}: {error}") from error
+    if compared and (problem := side_problem(group)):
         raise RowError(*problem)
     return group
 
