@@ -92,12 +92,28 @@ def test_everything_too_long(train) -> None:
         (["--losses.type=x"], "unknown key `losses`; did you mean `loss`?"),
         (["--data.length_policy=cut"], "`data.length_policy` is 'cut'"),
         (["--verbose"], "unknown option --verbose"),
+        (["--training.eval_strategy=steps"], "there is no evaluation data; set data.eval"),
+        (["--training.save_strategy=sometimes"], "training:"),
+        (["--data.streaming", "--data.train.weight=2"], "weight and cap need the whole data"),
         (["--data.streaming", "--training.max_steps=0"], "set training.max_steps"),
     ],
 )
 def test_configuration(train, flags: list[str], words: str) -> None:
     code, error = train(*flags)
     assert code == 2 and words in error
+
+
+def test_the_training_file_is_no_test_file(train, tmp_path: Path) -> None:
+    code, error = train(f"--data.eval={tmp_path / 'prefs.jsonl'}")
+    assert code == 2 and "is named in data.train and in data.eval" in error
+
+
+def test_an_empty_flag_is_an_empty_text(tmp_path: Path) -> None:
+    from palate.training.settings import read_settings
+
+    flags = ["--model.name_or_path", "m", "--data.train", "a.jsonl", "--data.eval", "o/x", "--data.separator", "", "--training.output_dir", "out"]
+    settings = read_settings(None, flags)
+    assert settings.data.separator == "" and settings.data.eval[0].split == "test"
 
 
 def test_configuration_file_names_its_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -101,15 +101,17 @@ def test_score_keeps_rows_and_order(checkpoint: Path, tmp_path: Path, write_json
         {"prompt": "tell me about 3", "response": "Sure, here is 3.", "id": "a"},
         {"prompt": "tell me about 3", "response": "No, go away 3.", "id": "b"},
         {"prompt": "tell me", "response": "fox " * 200, "id": "long"},
-        {"prompt": "tell me", "response": "", "id": "empty"},
+        {"prompt": "tell me", "response": "", "id": "nothing said"},
+        {"prompt": "tell me", "response": 7, "id": "number"},
     ]
     out = tmp_path / "scored.jsonl"
     assert main(["score", "--model", str(checkpoint), "--data", str(write_jsonl(rows)), "--output", str(out)]) == 0
     scored = [json.loads(line) for line in out.read_text().splitlines()]
-    assert [row["id"] for row in scored] == ["a", "b", "long", "empty"]
+    assert [row["id"] for row in scored] == ["a", "b", "long", "nothing said", "number"]
     assert scored[0]["reward"] > scored[1]["reward"]
     assert scored[2]["reward"] is None and scored[2]["reward_error"] == "longer than 64 tokens"
-    assert scored[3]["reward"] is None and "empty" in scored[3]["reward_error"]
+    assert isinstance(scored[3]["reward"], float), "an empty answer is an answer when it is only scored"
+    assert scored[4]["reward"] is None and "line 5" in scored[4]["reward_error"] and "int 7" in scored[4]["reward_error"]
     assert main(["score", "--model", str(checkpoint), "--data", str(write_jsonl(rows)), "--output", str(out)]) == 5, "nothing is overwritten unasked"
 
 
@@ -119,6 +121,7 @@ def test_score_to_parquet_and_preference_rows(checkpoint: Path, tmp_path: Path, 
     out = tmp_path / "scored.parquet"
     assert main(["score", "--model", str(checkpoint), "--data", str(write_jsonl(pairs)), "--output", str(out)]) == 0
     table = pyarrow.parquet.read_table(out).to_pylist()
+    assert "reward_error" in table[0], "a column that only later rows have must not get lost"
     assert [row["prompt"] for row in table] == [row["prompt"] for row in pairs] and len(table[0]["reward"]) == 2
 
 

@@ -40,6 +40,36 @@ def test_a_folder_gives_the_files_of_the_split(tmp_path: Path) -> None:
     assert len(load_groups(tmp_path / "set", split="test").groups) == 2
 
 
+def test_split_names_of_a_folder_are_exact(tmp_path: Path) -> None:
+    """UltraFeedback's folder: train_sft is not train_prefs, and a split that is not there is an error, never everything."""
+    for name in ("train_sft", "train_prefs-00000-of-00001", "test_prefs"):
+        (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps({**r, "id": name}) + "\n" for r in ROWS))
+    groups = load_groups(tmp_path, split="train_prefs").groups
+    assert {g.metadata["id"] for g in groups} == {"train_prefs-00000-of-00001"}
+    with pytest.raises(DataError, match="no file of split `test`; the files name the splits test_prefs, train_prefs, train_sft"):
+        load_groups(tmp_path, split="test")
+
+
+def test_a_byte_order_mark_is_no_part_of_a_column(tmp_path: Path) -> None:
+    (tmp_path / "x.csv").write_text("\ufeffprompt,chosen,rejected\np,good one,bad one\n", encoding="utf-8")
+    assert load_groups(tmp_path / "x.csv").groups[0].prompt == "p"
+
+
+def test_zero_based_labels_are_noticed() -> None:
+    rows = [{"prompt": f"p{i}", "response_1": "a", "response_2": "b", "label": i % 2} for i in range(40)]
+    with pytest.raises(DataError, match="labels seem to count from 0"):
+        load_groups(rows)
+
+
+def test_broken_containers(tmp_path: Path) -> None:
+    (tmp_path / "x.jsonl.gz").write_bytes(b"not gzip")
+    with pytest.raises(DataError, match="not a whole gzip file"):
+        load_groups(tmp_path / "x.jsonl.gz")
+    (tmp_path / "x.csv").write_bytes("prompt,chosen,rejected\np,caf\xe9,b\n".encode("latin-1"))
+    with pytest.raises(DataError, match="not UTF-8"):
+        load_groups(tmp_path / "x.csv")
+
+
 def test_a_missing_file_names_its_neighbours(tmp_path: Path, write_jsonl) -> None:
     write_jsonl(ROWS, "prefs.jsonl")
     with pytest.raises(DataError, match=r"prefz.jsonl: no such file.*did you mean prefs.jsonl"):

@@ -155,6 +155,32 @@ def test_ties_are_dropped_or_soft_and_counted() -> None:
     assert not single and report.as_dict()["x"]["dropped"] == {"without a comparison": 1}
 
 
+def test_rows_that_a_template_refuses_are_counted() -> None:
+    """Gemma-like templates raise on a system role; one such row must not end the run, nor vanish uncounted."""
+    tokenizer = chatml_tokenizer()
+    tokenizer.chat_template = "{% if messages[0]['role'] == 'system' %}{{ raise_exception('no system role') }}{% endif %}" + tokenizer.chat_template
+    e = Encoder(prepare_tokenizer(tokenizer), max_length=64)
+    asked = {"role": "user", "content": "p"}
+    data = [{"prompt": [asked], "chosen": "a", "rejected": "b"}, {"prompt": [{"role": "system", "content": "s"}, asked], "chosen": "a", "rejected": "b"}]
+    kept, report = encode(e, data)
+    assert len(kept) == 1 and report.as_dict()["x"]["dropped"] == {"refused by the chat template: no system role": 1}
+
+
+def test_a_template_with_a_clock_renders_the_same_every_day() -> None:
+    tokenizer = chatml_tokenizer()
+    tokenizer.chat_template = "{{ strftime_now('%d %b %Y') }} " + tokenizer.chat_template
+    assert Encoder(prepare_tokenizer(tokenizer), max_length=64).render(CHAT).startswith("26 Jul 2024 <|im_start|>")
+
+
+def test_comparisons_of_weight_zero_take_no_part() -> None:
+    kept, report = encode(encoder("qwen3"), [{"prompt": "p", "chosen": "a", "rejected": "b", "weight": w} for w in (0, 2)])
+    assert [k.group.comparisons[0].weight for k in kept] == [2.0] and report.as_dict()["x"]["dropped"] == {"of weight 0": 1}
+
+
+def test_a_template_can_be_taken_from_another_model(base_models) -> None:
+    assert read_chat_template(str(base_models["qwen3"])) == closed_template(chatml_tokenizer().chat_template)
+
+
 def test_tools_reach_the_template() -> None:
     tokenizer = chatml_tokenizer()
     tokenizer.chat_template = "{% if tools %}T:{{ tools[0]['name'] }} {% endif %}" + tokenizer.chat_template

@@ -39,6 +39,8 @@ trainer.save_model()
 if trainer.is_world_process_zero():
     json.dump(trainer.state.log_history, open(output + "/history.json", "w"))
     torch.save(trainer.accelerator.unwrap_model(trainer.model).state_dict(), output + "/state.pt")
+trainer.accelerator.wait_for_everyone()
+trainer.accelerator.end_training()
 """
 
 

@@ -103,8 +103,8 @@ def test_index_batch_gradient_equals_explicit_pairs() -> None:
 def test_metrics_are_sums_over_decided_comparisons() -> None:
     b = batch([(0, 1), (1, 0), (0, 2), (0, 1)], weight=[1.0, 1.0, 2.0, 5.0], probability=[1.0, 1.0, 1.0, 0.5])
     metrics = Objective()(torch.tensor([1.0, 0.0, 1.0]), b).metrics
-    assert [m.item() for m in metrics["accuracy"]] == [1.0, 4.0]  # right, wrong, a tie of rewards (wrong, weight 2); the label tie is left out
-    assert [m.item() for m in metrics["margin"]] == [0.0, 4.0]
+    assert [m.item() for m in metrics["accuracy"]] == [1.0, 3.0]  # right, wrong, a tie of rewards (wrong); the label tie is left out, weights do not count
+    assert [m.item() for m in metrics["margin"]] == [0.0, 3.0]
 
 
 def test_margins_can_be_left_out() -> None:

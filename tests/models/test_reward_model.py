@@ -116,6 +116,45 @@ def test_embeddings_grow_with_the_tokenizer_and_pad_ids_agree() -> None:
     assert model.config.pad_token_id == tokenizer.pad_token_id != tokenizer.eos_token_id
 
 
+def test_a_bfloat16_load_does_not_round_the_head(tmp_path: Path, base_models: dict[str, Path]) -> None:
+    model = load_pretrained(str(base_models["qwen3"]), dtype=torch.bfloat16)
+    with torch.no_grad():
+        model.score.weight.fill_(0.1)
+    model.save_pretrained(tmp_path)
+    again = load_pretrained(str(tmp_path), dtype=torch.bfloat16)
+    assert again.model.embed_tokens.weight.dtype == torch.bfloat16
+    assert torch.all(again.score.weight == torch.tensor(0.1)), "0.1 is not a bfloat16 number"
+
+
+def test_positions_and_dropout_of_other_families() -> None:
+    from transformers import AutoModelForSequenceClassification, GPT2Config, OPTConfig, T5Config
+
+    gpt2 = AutoModelForSequenceClassification.from_config(
+        GPT2Config(n_embd=32, n_layer=1, n_head=2, n_positions=40, vocab_size=50, num_labels=1, pad_token_id=0)
+    )
+    opt_config = OPTConfig(
+        hidden_size=32, ffn_dim=32, num_hidden_layers=1, num_attention_heads=2, max_position_embeddings=40, vocab_size=50, word_embed_proj_dim=32, num_labels=1
+    )
+    opt = AutoModelForSequenceClassification.from_config(opt_config)
+    for model in (gpt2, opt):
+        limit = position_limit(model)
+        assert limit == 40
+        turn_dropout_off(as_reward_model(model).train())
+        ids = torch.randint(3, 50, (1, limit))
+        a, b = (model(input_ids=ids, attention_mask=torch.ones_like(ids)).logits for _ in range(2))
+        torch.testing.assert_close(a, b)
+        assert not [name for name, value in model.config.to_dict().items() if "dropout" in name and isinstance(value, float) and value]
+    assert T5Config().is_encoder_decoder
+
+
+def test_encoder_decoders_are_refused(tmp_path: Path) -> None:
+    from transformers import T5Config, T5ForConditionalGeneration
+
+    T5ForConditionalGeneration(T5Config(d_model=16, d_kv=4, d_ff=16, num_layers=1, num_heads=2, vocab_size=20)).save_pretrained(tmp_path)
+    with pytest.raises(ModelError, match="is an encoder-decoder"):
+        load_pretrained(str(tmp_path))
+
+
 def test_positions_and_dropout() -> None:
     assert position_limit(tiny_model("bert")) == 512 and position_limit(tiny_model("qwen3")) is None
     model = tiny_model("bert", hidden_dropout_prob=0.3).train()

@@ -26,7 +26,7 @@ def results(tmp_path: Path) -> Path:
     rows = [
         {
             "prompt": f"<script>alert({i})</script>",
-            "chosen": "long answer & more" * (1 + i % 3),
+            "chosen": "long answer & more\u2028" * (1 + i % 3),
             "rejected": "<b>short</b>" * (1 + i % 2),
             "subset": "xy"[i % 2],
         }

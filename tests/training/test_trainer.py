@@ -175,6 +175,56 @@ def test_adapters_train_and_save_the_head(tmp_path: Path, pairs: list[dict], bas
     expected = trainer.model.eval()(**{k: torch.tensor([[5, 6, 7]]) for k in ("input_ids",)}, attention_mask=torch.ones(1, 3, dtype=torch.long)).logits
     again = AutoModelForSequenceClassification.from_pretrained(tmp_path / "out", num_labels=1).eval()
     torch.testing.assert_close(again(torch.tensor([[5, 6, 7]])).logits, expected, atol=1e-5, rtol=1e-5)
+    scorer = load_scorer(tmp_path / "out")
+    assert scorer.score_ids([[5, 6, 7]])[0] == pytest.approx(expected.item(), abs=1e-5)
+    assert scorer.contract is not None and scorer.contract.architecture == "Qwen3ForSequenceClassification" and scorer.contract.golden
+
+
+def test_adapters_save_a_pooler_that_pretraining_did_not_have(tmp_path: Path, pairs: list[dict]) -> None:
+    """BERT without its pooler: a fresh one is random; saved with the head, it scores the same after reloading."""
+    from peft import LoraConfig
+    from tests.conftest import bert_tokenizer
+    from transformers import BertModel
+
+    base = BertModel(tiny_model("bert").config, add_pooling_layer=False)
+    base.save_pretrained(tmp_path / "base")
+    bert_tokenizer().save_pretrained(tmp_path / "base")
+    args = RewardConfig(output_dir=str(tmp_path / "out"), max_steps=2, **COMMON)
+    trainer = RewardTrainer(str(tmp_path / "base"), args, train_dataset=Dataset.from_list(pairs), peft_config=LoraConfig(target_modules=["query"]))
+    trainer.train()
+    trainer.save_model()
+    ids = [[5, 6, 7]]
+    expected = trainer.model.eval()(input_ids=torch.tensor(ids), attention_mask=torch.ones(1, 3, dtype=torch.long)).logits.item()
+    assert load_scorer(tmp_path / "out").score_ids(ids)[0] == pytest.approx(expected, abs=1e-5)
+
+
+def test_a_peft_model_of_the_users_own(tmp_path: Path, pairs: list[dict]) -> None:
+    from peft import LoraConfig, get_peft_model
+
+    data = Dataset.from_list(pairs)
+    make(tmp_path, data, model=get_peft_model(tiny_model("qwen3"), LoraConfig(task_type="SEQ_CLS")), max_steps=1).train()
+    with pytest.raises(ModelError, match="would not be trained"):
+        make(tmp_path, data, model=get_peft_model(tiny_model("qwen3"), LoraConfig(target_modules=["q_proj"])))
+
+
+def test_concatenated_encoded_sets_are_evaluated_whole(tmp_path: Path, pairs: list[dict]) -> None:
+    from datasets import concatenate_datasets
+
+    one = make(tmp_path, Dataset.from_list(pairs)).train_dataset
+    trainer = make(tmp_path, one, eval_dataset=concatenate_datasets([one, one]))
+    assert trainer.evaluate()["eval_comparisons"] == 24
+
+
+def test_predict_takes_raw_rows(tmp_path: Path, pairs: list[dict]) -> None:
+    data = Dataset.from_list(pairs)
+    output = make(tmp_path, data).predict(data)
+    assert output.predictions.shape == (12, 2) and "test_accuracy" in output.metrics
+
+
+def test_a_stream_with_a_bad_row_stops(tmp_path: Path, pairs: list[dict]) -> None:
+    bad = [*pairs, {"prompt": "p", "chosen": "same", "rejected": "same"}]
+    with pytest.raises(DataError, match="identical sides"):
+        make(tmp_path, IterableDataset.from_generator(lambda: iter(bad)), max_steps=20).train()
 
 
 def test_streams_train_with_max_steps(tmp_path: Path, pairs: list[dict]) -> None:
@@ -231,8 +281,10 @@ def test_samples_are_printed_when_asked(tmp_path: Path, pairs: list[dict], capsy
     data = Dataset.from_list(pairs)
     make(tmp_path, data, eval_dataset=data).evaluate()
     assert "Evaluation samples" not in capsys.readouterr().out
+    data = Dataset.from_list([{**row, "prompt": f"[/INST] {row['prompt']} [b]"} for row in pairs])
     make(tmp_path, data, eval_dataset=data, num_print_samples=2).evaluate()
-    assert "Evaluation samples" in capsys.readouterr().out
+    out = capsys.readouterr().out
+    assert "Evaluation samples" in out and "[/INST]" in out, "brackets in texts are text, not markup"
 
 
 def test_activation_offloading_changes_nothing(tmp_path: Path, pairs: list[dict]) -> None:

@@ -126,6 +126,6 @@ def show_summary(result: dict[str, Any], rewards: list[float], directory: Path, 
         f"  echo '{example}' > rows.jsonl\n"
         f"  palate score --model {directory} --data rows.jsonl --output scored.jsonl\n"
         "  palate data check YOUR_PREFERENCES.jsonl\n"
-        f"  palate train --config {directory}/run.yaml --data.train YOUR_PREFERENCES.jsonl --training.output_dir out",
+        f"  palate train --config {directory}/run.yaml --data.train YOURS.jsonl --data.eval '{{split: 0.1}}' --training.output_dir out",
         markup=False,
     )

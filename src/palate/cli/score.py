@@ -48,6 +48,7 @@ def scored_rows(scorer: Any, data: str, split: str, columns: Mapping[str, str] |
     from palate.data.formats import detect_layout, parse_row
     from palate.data.loading import read_rows, rename_columns
     from palate.errors import RowError
+    from palate.types import text_of
 
     layout = None
     stream = read_rows(data, split=split)
@@ -57,7 +58,7 @@ def scored_rows(scorer: Any, data: str, split: str, columns: Mapping[str, str] |
             read = rename_columns(row, columns, location) if columns else row
             layout = layout or detect_layout(read)
             try:
-                groups.append(parse_row(read, layout, margins=False))
+                groups.append(parse_row(read, layout, margins=False, compared=False))
             except RowError as error:
                 groups.append(f"{location}: {error}")
         exchanges = [exchange for group in groups if not isinstance(group, str) for exchange in group.exchanges()]
@@ -68,25 +69,28 @@ def scored_rows(scorer: Any, data: str, split: str, columns: Mapping[str, str] |
                 continue
             values = [next(rewards) for _ in group.responses]
             known = [None if value != value else value for value in values]
-            reason = {"reward_error": f"longer than {scorer.encoder.max_length} tokens"} if None in known else {}
+            blank = not text_of(group.prompt) and "" in map(text_of, group.responses)
+            why = "empty: no token to read a reward from" if blank else f"longer than {scorer.encoder.max_length} tokens"
+            reason = {"reward_error": why} if None in known else {}
             yield {**row, "reward": known[0] if len(known) == 1 else known, **reason}
 
 
 def write_rows(output: Path, rows: Iterable[dict[str, Any]]) -> tuple[int, int]:
     """(rows, rows without a reward). The file appears whole or not at all."""
-    from palate.errors import StorageError
+    import pyarrow
+    import pyarrow.parquet
+
+    from palate.errors import DataError, StorageError
 
     part = output.with_name(f".{output.name}.part")
     count = failed = 0
     try:
         output.parent.mkdir(parents=True, exist_ok=True)
         if output.suffix == ".parquet":
-            import pyarrow
-            import pyarrow.parquet
-
             table = list(rows)
             count, failed = len(table), sum("reward_error" in row for row in table)
-            pyarrow.parquet.write_table(pyarrow.Table.from_pylist(table), part)
+            names = dict.fromkeys(name for row in table for name in row) | {"reward_error": None}  # every column of any row
+            pyarrow.parquet.write_table(pyarrow.Table.from_pylist([{name: row.get(name) for name in names} for row in table]), part)
         else:
             with open(part, "w", encoding="utf-8") as file:
                 for row in rows:
@@ -94,6 +98,8 @@ def write_rows(output: Path, rows: Iterable[dict[str, Any]]) -> tuple[int, int]:
                     count += 1
                     failed += "reward_error" in row
         part.replace(output)
+    except (pyarrow.ArrowInvalid, pyarrow.ArrowTypeError) as error:
+        raise DataError(f"{output}: these rows do not fit one Parquet table ({error}); write .jsonl instead") from error
     except OSError as error:
         raise StorageError(f"{output}: cannot be written: {error}; nothing half-written was left") from error
     finally:

@@ -14,6 +14,7 @@ import hashlib
 import json
 import random
 import re
+import sys
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -29,6 +30,9 @@ Source: TypeAlias = str | Path | Iterable[Mapping[str, Any]]
 
 FILE_SUFFIXES = (".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".parquet")
 HUB_ID = re.compile(r"^[\w.-]+/[\w.-]+$")
+LABELLED_PAIRS = "two responses and a label"
+MIN_LABELS = 20  # labels needed before their base is judged
+OPTIONAL_COLUMNS = ("margin", "weight", "tools", "system")  # may be absent from single rows
 EXAMPLES_SHOWN = 3  # bad rows quoted in full in a message; the others are counted
 
 
@@ -76,6 +80,7 @@ def load_groups(
     groups = list(iter_groups(source, report, split=split, columns=columns, margins=margins))
     if not report.rows:
         raise DataError(f"{report.source}: no rows; expected at least one preference row")
+    check_label_base(groups, report)
     if report.bad and on_bad_row == "error":
         kinds = ", ".join(f"{count} x {kind}" for kind, count in report.bad.most_common())
         shown = "\n".join(f"  {example}" for example in report.examples)
@@ -86,6 +91,17 @@ def load_groups(
     if not groups:
         raise DataError(f"{report.source}: none of its {report.rows} rows can be used: {dict(report.bad)}\n" + "\n".join(report.examples))
     return Loaded(groups, [report])
+
+
+def check_label_base(groups: Sequence[PreferenceGroup], report: LoadReport) -> None:
+    """Refuse labels that look 0-based: where 0 is a tie, a set with many ties in which the second response never wins is not believable."""
+    decided = [c for group in groups for c in group.comparisons]
+    ties = sum(c.is_tie for c in decided)
+    if report.layout == LABELLED_PAIRS and len(decided) >= MIN_LABELS and ties >= len(decided) / 5 and not any(c.chosen == 1 for c in decided):
+        raise DataError(
+            f"{report.source}: of {len(decided)} labels {ties} are ties (0) and none says that the second response is better; labels seem to count "
+            "from 0. Write 1 for the first, 2 for the second and 0 for a tie."
+        )
 
 
 def iter_groups(
@@ -124,7 +140,7 @@ def located(group: PreferenceGroup, source: str, location: str) -> PreferenceGro
 
 
 def rename_columns(row: Mapping[str, Any], columns: Mapping[str, str], location: str) -> dict[str, Any]:
-    missing = [theirs for theirs in columns.values() if theirs not in row]
+    missing = [theirs for ours, theirs in columns.items() if theirs not in row and ours not in OPTIONAL_COLUMNS]
     if missing:
         near = difflib.get_close_matches(missing[0], list(row), n=3, cutoff=0.3)
         raise DataError(
@@ -181,50 +197,71 @@ def _read_folder(folder: Path, split: str, report: LoadReport | None) -> Iterato
     files = sorted(p for p in folder.rglob("*") if p.is_file() and p.name.removesuffix(".gz").endswith(FILE_SUFFIXES) and not p.name.startswith("."))
     if not files:
         raise DataError(f"{folder}: the folder has no {', '.join(FILE_SUFFIXES)} file")
-    named = [p for p in files if split in re.split(r"[^a-z0-9]+", str(p.relative_to(folder)).lower())]
-    for path in named or files:
+    splits = {path: split_of(path, folder) for path in files}
+    wanted = [path for path, name in splits.items() if name == split]
+    known = sorted({name for name in splits.values() if name})
+    if not wanted and known:
+        raise DataError(f"{folder}: no file of split `{split}`; the files name the splits {', '.join(known)}")
+    for path in wanted or files:
         yield from _read_file(path, report)
+
+
+SPLIT_NAME = re.compile(r"^(train|test|validation|valid|val|eval|dev)([_-]?[a-z]+)*$")
+
+
+def split_of(path: Path, folder: Path) -> str | None:
+    """The split that a file's name (`train_prefs-00000-of-00002.parquet`, `test.jsonl`) or its folder's name says; None where neither does."""
+    stem = re.sub(r"-\d+-of-\d+$", "", path.name.split(".")[0])
+    parents = path.relative_to(folder).parts[:-1]
+    return next((name for name in (stem, *reversed(parents)) if SPLIT_NAME.match(name.lower())), None)
 
 
 def _read_file(path: Path, report: LoadReport | None) -> Iterator[tuple[str, Mapping[str, Any]]]:
     suffix = Path(path.name.removesuffix(".gz")).suffix
-    if suffix in (".jsonl", ".ndjson"):
-        yield from _read_jsonl(path, report)
-    elif suffix == ".json":
-        yield from _read_json(path)
-    elif suffix in (".csv", ".tsv"):
-        yield from _read_csv(path, "\t" if suffix == ".tsv" else ",")
-    elif suffix == ".parquet":
-        yield from _read_parquet(path)
-    else:
-        raise DataError(f"{path}: unknown kind of file `{suffix}`, expected one of {', '.join(FILE_SUFFIXES)} (or .gz of it)")
+    try:
+        if suffix in (".jsonl", ".ndjson"):
+            yield from _read_jsonl(path, report)
+        elif suffix == ".json":
+            yield from _read_json(path)
+        elif suffix in (".csv", ".tsv"):
+            yield from _read_csv(path, "\t" if suffix == ".tsv" else ",")
+        elif suffix == ".parquet":
+            yield from _read_parquet(path)
+        else:
+            raise DataError(f"{path}: unknown kind of file `{suffix}`, expected one of {', '.join(FILE_SUFFIXES)} (or .gz of it)")
+    except UnicodeDecodeError as error:
+        raise DataError(f"{path}: not UTF-8 text at byte {error.start}; save it as UTF-8") from error
+    except (gzip.BadGzipFile, EOFError) as error:
+        raise DataError(f"{path}: not a whole gzip file: {error}") from error
+    except csv.Error as error:
+        raise DataError(f"{path}: not readable as CSV: {error}") from error
 
 
 def _open_text(path: Path) -> IO[str]:
-    return gzip.open(path, "rt", encoding="utf-8", newline="") if path.suffix == ".gz" else open(path, encoding="utf-8", newline="")
+    """utf-8-sig: the byte-order mark that spreadsheets write is no part of the first column's name."""
+    if path.suffix == ".gz":
+        return gzip.open(path, "rt", encoding="utf-8-sig", newline="")
+    return open(path, encoding="utf-8-sig", newline="")
 
 
 def _read_jsonl(path: Path, report: LoadReport | None) -> Iterator[tuple[str, Mapping[str, Any]]]:
-    try:
-        with _open_text(path) as file:
-            for number, line in enumerate(file, 1):
-                if not line.strip():
-                    continue
-                location = f"{path.name} line {number}"
-                try:
-                    row = json.loads(line)
-                    if not isinstance(row, dict):
-                        raise RowError("broken line", f"holds a JSON {type(row).__name__}, expected an object")
-                except (json.JSONDecodeError, RowError) as error:
-                    broken = RowError("broken line", f"not a JSON object: {error}")
-                    if report is None:
-                        raise DataError(f"{location}: {broken}") from error
-                    report.rows += 1
-                    report.record(location, broken)
-                    continue
-                yield location, row
-    except UnicodeDecodeError as error:
-        raise DataError(f"{path}: not UTF-8 text at byte {error.start}; save it as UTF-8") from error
+    with _open_text(path) as file:
+        for number, line in enumerate(file, 1):
+            if not line.strip():
+                continue
+            location = f"{path.name} line {number}"
+            try:
+                row = json.loads(line)
+                if not isinstance(row, dict):
+                    raise RowError("broken line", f"holds a JSON {type(row).__name__}, expected an object")
+            except (json.JSONDecodeError, RowError) as error:
+                broken = RowError("broken line", f"not a JSON object: {error}")
+                if report is None:
+                    raise DataError(f"{location}: {broken}") from error
+                report.rows += 1
+                report.record(location, broken)
+                continue
+            yield location, row
 
 
 def _read_json(path: Path) -> Iterator[tuple[str, Mapping[str, Any]]]:
@@ -242,6 +279,7 @@ def _read_json(path: Path) -> Iterator[tuple[str, Mapping[str, Any]]]:
 
 
 def _read_csv(path: Path, delimiter: str) -> Iterator[tuple[str, Mapping[str, Any]]]:
+    csv.field_size_limit(sys.maxsize)  # the default of 128 KiB is less than one long dialogue
     with _open_text(path) as file:
         reader = csv.DictReader(file, delimiter=delimiter)
         for row in reader:

@@ -46,5 +46,8 @@ def balance(comparisons: Sequence[Comparison]) -> tuple[Comparison, ...]:
 
 
 def training_comparisons(comparisons: Sequence[Comparison], *, ties: str) -> tuple[Comparison, ...]:
-    """The comparisons that a group trains on, balanced. `ties`: "drop" leaves undecided pairs out, "soft" trains them towards 0.5."""
-    return balance([c for c in comparisons if ties == "soft" or not c.is_tie])
+    """The comparisons that a group trains on, balanced. `ties`: "drop" leaves undecided pairs out, "soft" trains them towards 0.5.
+
+    A comparison of weight 0 takes no part (a step of nothing else would divide by zero).
+    """
+    return balance([c for c in comparisons if c.weight > 0 and (ties == "soft" or not c.is_tie)])

@@ -11,6 +11,7 @@ from typing import Any
 from datasets import Dataset, Features, IterableDataset, Value
 from datasets import Sequence as SequenceOf
 
+from palate import __version__
 from palate.data.collation import encoded_row
 from palate.data.formats import detect_layout, parse_row
 from palate.data.loading import located
@@ -49,9 +50,9 @@ def prepare(
     """Encoded data and the account of it. Raises DataError when rows are bad (see `on_bad_row`) or when nothing is left."""
     report = EncodeReport()
     if is_encoded(data):
-        return data, report
+        return numbered(data), report
     if isinstance(data, IterableDataset):
-        return _stream(data, encoder, report, ties=ties, name=name, margins=margins), report
+        return _stream(data, encoder, report, ties=ties, name=name, margins=margins, on_bad_row=on_bad_row), report
     if isinstance(data, Dataset):
         encoded, report = _map(data, encoder, ties=ties, num_proc=num_proc, name=name, on_bad_row=on_bad_row, margins=margins)
     else:
@@ -60,6 +61,13 @@ def prepare(
             raise nothing_left(name, report)
         encoded = Dataset.from_list(rows, features=ENCODED_FEATURES)
     return encoded, report
+
+
+def numbered(data: Any) -> Any:
+    """Encoded data whose groups have numbers of their own (sets that were put together bring the same numbers twice)."""
+    if isinstance(data, IterableDataset) or len(set(data["group"])) == len(data):
+        return data
+    return data.remove_columns("group").add_column("group", list(range(len(data))))
 
 
 def nothing_left(name: str, report: EncodeReport) -> DataError:
@@ -81,9 +89,11 @@ def _parse(rows: Iterable[tuple[int, Mapping[str, Any]]], name: str, layout: Any
 
 def _map(data: Dataset, encoder: Encoder, *, ties: str, num_proc: int | None, name: str, on_bad_row: str, margins: bool) -> tuple[Dataset, EncodeReport]:
     layout = detect_layout(data.column_names)
+    version = __version__  # part of the closure, and so of the cache's key: another palate may encode otherwise
 
     def encode_batch(batch: Mapping[str, list[Any]], indices: list[int]) -> dict[str, list[Any]]:
         rows = [dict(zip(batch, values, strict=True)) for values in zip(*batch.values(), strict=True)]
+        assert version
         groups, bad = _parse(zip(indices, rows, strict=True), name, layout, margins)
         # `source` columns of the data keep their meaning in metadata; here every row belongs to the data set as a whole
         account = EncodeReport()
@@ -123,20 +133,21 @@ def _map(data: Dataset, encoder: Encoder, *, ties: str, num_proc: int | None, na
         raise nothing_left(name, report)
     report.longest = max(encoded["length"])
     report.tokens = sum(len(ids) for row in encoded["token_ids"] for ids in row)
-    encoded = encoded.remove_columns("group").add_column("group", list(range(len(encoded))))
-    return encoded, report
+    return numbered(encoded), report
 
 
 def _of(group: PreferenceGroup, source: str) -> PreferenceGroup:
     return PreferenceGroup(group.prompt, group.responses, group.comparisons, group.ratings, {**group.metadata, "source": source}, group.template_args)
 
 
-def _stream(data: IterableDataset, encoder: Encoder, report: EncodeReport, *, ties: str, name: str, margins: bool) -> IterableDataset:
+def _stream(data: IterableDataset, encoder: Encoder, report: EncodeReport, *, ties: str, name: str, margins: bool, on_bad_row: str) -> IterableDataset:
     """Encode while training; bad rows of a stream are counted in `report`, for a stream cannot be looked over first."""
 
     def encode_batch(batch: Mapping[str, list[Any]], indices: list[int]) -> dict[str, list[Any]]:
         rows = [dict(zip(batch, values, strict=True)) for values in zip(*batch.values(), strict=True)]
         groups, bad = _parse(zip(indices, rows, strict=True), name, None, margins)
+        if bad and on_bad_row == "error":
+            raise DataError(f"{bad[0][1]}\nMend the row, or set on_bad_row to drop (such rows are counted).")
         for kind, _ in bad:
             report.groups[name] += 1
             report.drop(name, kind)

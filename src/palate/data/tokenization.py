@@ -19,9 +19,11 @@ from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from jinja2 import TemplateError
+
 from palate.data.pairing import training_comparisons
-from palate.errors import ConfigError, DataError, ModelError
-from palate.types import Conversation, Exchange, PreferenceGroup, TokenIds, text_of
+from palate.errors import ConfigError, DataError, ModelError, RowError
+from palate.types import Conversation, Exchange, PreferenceGroup, TokenIds
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -97,7 +99,6 @@ class Rules(NamedTuple):
     prefix: list[int]  # BOS / [CLS], as the tokenizer itself puts it
     eos_id: int
     bos_text: str | None
-    eos_text: str
 
 
 class Encoder:
@@ -151,7 +152,10 @@ class Encoder:
                 f"the data holds chat messages, but the tokenizer of {self.tokenizer.name_or_path!r} has no chat template. "
                 "Set model.chat_template to a .jinja file, to a template, or to `plain` (role: content paragraphs)."
             )
-        text = self.tokenizer.apply_chat_template([dict(m) for m in messages], tokenize=False, add_generation_prompt=generation, **args)
+        try:
+            text = self.tokenizer.apply_chat_template([dict(m) for m in messages], tokenize=False, add_generation_prompt=generation, **args)
+        except TemplateError as error:  # templates refuse what they cannot say: a system role, two user turns in a row
+            raise RowError("refused by the chat template", str(error)) from error
         assert isinstance(text, str)
         return text
 
@@ -159,27 +163,31 @@ class Encoder:
 
     def encode(self, exchanges: Sequence[Exchange]) -> list[list[int]]:
         """Token ids of each exchange, at full length (the length policy is applied by `fit`)."""
-        texts = [None if isinstance(e.response, TokenIds) else self.render(e) for e in exchanges]
+        texts = [None if isinstance(e.response, TokenIds) else self._body(e) for e in exchanges]
         plain = [text for text in texts if text is not None]
         ids = iter(self.tokenizer(plain, add_special_tokens=False)["input_ids"] if plain else [])
         return [list(e.response) if isinstance(e.response, TokenIds) else self._frame(next(ids), e) for e in exchanges]
 
     def _frame(self, ids: list[int], exchange: Exchange) -> list[int]:
-        ids = self.rules.prefix + ids
+        ids = self._with_prefix(ids)
         # A chat template that was never closed belongs to a model of another trainer, which saw what the template itself writes.
-        ends = ids[-1] == self.rules.eos_id or not (isinstance(exchange.response, str) or self.closed)
+        ends = ids[-1:] == [self.rules.eos_id] or not (isinstance(exchange.response, str) or self.closed)
         return ids if ends else [*ids, self.rules.eos_id]
+
+    def _with_prefix(self, ids: list[int]) -> list[int]:
+        """BOS in front, once: a template may have written it into the text."""
+        prefix = self.rules.prefix
+        return ids if ids[: len(prefix)] == prefix else prefix + ids
 
     def prompt_length(self, exchange: Exchange, ids: Sequence[int]) -> int:
         """How many leading ids belong to the prompt alone (found on ids: sharing ends where the prompt's own ids differ)."""
         if isinstance(exchange.response, TokenIds) or not exchange.prompt:
             return len(self.rules.prefix)
-        if isinstance(exchange.prompt, str):
+        if isinstance(exchange.prompt, str) and isinstance(exchange.response, str):
             text = exchange.prompt
         else:
             text = self._apply_template(_as_messages(exchange.prompt, "user"), exchange.template_args, generation=True)
-            text = text.removeprefix(self.rules.bos_text or "")
-        prompt = self.rules.prefix + self.tokenizer(text, add_special_tokens=False)["input_ids"]
+        prompt = self._with_prefix(self.tokenizer(text, add_special_tokens=False)["input_ids"])
         return common_prefix([prompt, ids])
 
     def fit(self, ids: list[int], prompt_length: int) -> list[int] | None:
@@ -199,20 +207,32 @@ class Encoder:
         """
         groups = iter(groups)
         while chunk := list(islice(groups, GROUPS_PER_CALL)):
-            exchanges = [exchange for group in chunk for exchange in group.exchanges()]
-            encoded = iter(self.encode(exchanges))
-            for group in chunk:
-                ids = [next(encoded) for _ in group.responses]
-                result = self._encode_group(group, ids, report, ties)
+            try:
+                encoded = iter(self.encode([exchange for group in chunk for exchange in group.exchanges()]))
+                rows: list[list[list[int]] | None] = [[next(encoded) for _ in group.responses] for group in chunk]
+            except RowError:  # one of the chunk: encode them one by one and count those that the template refuses
+                rows = [self._encode_alone(group, report) for group in chunk]
+            for group, ids in zip(chunk, rows, strict=True):
+                result = self._encode_group(group, ids, report, ties) if ids else None
                 if result is not None:
                     yield result
+
+    def _encode_alone(self, group: PreferenceGroup, report: EncodeReport) -> list[list[int]] | None:
+        try:
+            return self.encode(group.exchanges())
+        except RowError as error:
+            source = str(group.metadata.get("source", "data"))
+            report.groups[source] += 1
+            report.drop(source, f"{error.kind}: {error}")
+            return None
 
     def _encode_group(self, group: PreferenceGroup, ids: list[list[int]], report: EncodeReport, ties: str) -> EncodedGroup | None:
         source = str(group.metadata.get("source", "data"))
         report.groups[source] += 1
         comparisons = training_comparisons(group.comparisons, ties=ties)
         if not comparisons:
-            report.drop(source, "tied" if group.comparisons else "without a comparison")
+            tied = any(c.is_tie for c in group.comparisons)
+            report.drop(source, "tied" if tied else "of weight 0" if group.comparisons else "without a comparison")
             return None
         before = sum(map(len, ids))
         longest = max(map(len, ids))
@@ -296,17 +316,23 @@ def framing_rules(tokenizer: PreTrainedTokenizerBase) -> Rules:
     framed = tokenizer("a")["input_ids"]
     start = next((i for i in range(len(framed)) if framed[i : i + len(probe)] == probe), 0)
     bos_text = tokenizer.bos_token if tokenizer.bos_token_id is not None else tokenizer.cls_token
-    eos_text = tokenizer.convert_ids_to_tokens(eos_id)
     prefix = [] if start == 0 else list(framed[:start])
     if not prefix and tokenizer.bos_token_id is not None and tokenizer.chat_template and tokenizer.bos_token and "bos_token" in str(tokenizer.chat_template):
         prefix = [tokenizer.bos_token_id]  # the template writes BOS where the tokenizer does not (Gemma 3 style): keep it, once
-    return Rules(prefix, eos_id, bos_text, str(eos_text))
+    return Rules(prefix, eos_id, bos_text)
+
+
+FIXED_DATE = "{% macro strftime_now(format) %}26 Jul 2024{% endmacro %}"
+"""Stands in for the clock in templates that print today's date (the date is Llama 3.2's own fallback): a reward must not change overnight."""
 
 
 def closed_template(template: Any) -> str:
-    """The template, ending in EOS and nothing after it. Of several named templates the default one is taken."""
+    """The template, ending in EOS and nothing after it, and without a clock. Of several named templates the default one is taken."""
     text = template["default"] if isinstance(template, dict) else str(template)
-    return text if text.startswith(CLOSED_MARK) else f"{CLOSED_MARK}{{% set reward_text %}}{text}{CLOSING}"
+    if text.startswith(CLOSED_MARK):
+        return text
+    clock = FIXED_DATE if "strftime_now" in text else ""
+    return f"{CLOSED_MARK}{clock}{{% set reward_text %}}{text}{CLOSING}"
 
 
 def prepare_tokenizer(
@@ -349,19 +375,22 @@ def prepare_tokenizer(
 
 
 def read_chat_template(value: str) -> str:
-    """`plain`, a .jinja / .j2 file, or a template as it stands."""
+    """`plain`, a .jinja / .j2 file, the template of another model (a folder or hub id), or a template as it stands."""
     if value == "plain":
         return PLAIN_CHAT_TEMPLATE
     if value.endswith((".jinja", ".j2")):
         path = Path(value)
         if not path.is_file():
-            raise ConfigError(f"model.chat_template: no file {value}; expected a .jinja file, `plain`, or a template")
+            raise ConfigError(f"model.chat_template: no file {value}; expected a .jinja file, `plain`, a model, or a template")
         return path.read_text(encoding="utf-8")
-    if "{" not in value:
-        raise ConfigError(f"model.chat_template is {value!r}; expected `plain`, a .jinja file, or a template with {{{{ }}}}")
-    return value
+    if "{" in value:
+        return value
+    from transformers import AutoTokenizer
 
-
-def describe(exchange: Exchange) -> str:
-    """Prompt and response as one readable text, for tables."""
-    return f"{text_of(exchange.prompt)} | {text_of(exchange.response)}"
+    try:
+        template = AutoTokenizer.from_pretrained(value).chat_template
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"model.chat_template is {value!r}; expected `plain`, a .jinja file, a model, or a template with {{{{ }}}}") from error
+    if not template:
+        raise ConfigError(f"model.chat_template: the tokenizer of {value} has no chat template")
+    return closed_template(template)

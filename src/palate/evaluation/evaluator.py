@@ -65,7 +65,7 @@ class Evaluation:
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_text(json.dumps(asdict(self.result), indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-            items.write_text("".join(json.dumps(item, ensure_ascii=False) + "\n" for item in self.items), encoding="utf-8")
+            items.write_text("".join(json.dumps(item, ensure_ascii=False, default=str) + "\n" for item in self.items), encoding="utf-8")
         except OSError as error:
             raise StorageError(f"{path}: results cannot be written: {error}") from error
         return items
@@ -94,7 +94,7 @@ def evaluate(
         raise DataError(f"nothing to evaluate: of {len(items)} comparisons {len(items) - len(decided)} are ties and {len(decided)} could not be scored")
     d = np.array([item["margin"] for item in scored])
     summary = _summary(scored, confidence)
-    finite = rewards[np.isfinite(rewards)]
+    sides = np.array([item[f"reward_{side}"] for side in ("chosen", "rejected") for item in scored])
     result = Result(
         **summary,
         confidence=confidence,
@@ -106,7 +106,7 @@ def evaluate(
         calibration=_calibration(d, bins),
         baselines={"longer_wins": _length_baseline(scored, confidence)},
         swap_check=swap_check(compared, rewards, summary),
-        rewards={"mean": float(finite.mean()), "std": float(finite.std()), "min": float(finite.min()), "max": float(finite.max())},
+        rewards={"mean": float(sides.mean()), "std": float(sides.std()), "min": float(sides.min()), "max": float(sides.max())},
         data={"groups": len(groups), "without_comparison": len(groups) - len(compared), "fingerprint": fingerprint(groups)},
         model=dict(model or {}),
         versions=dict(versions or {}),

@@ -60,17 +60,20 @@ class Objective:
             losses = losses + self.centering * centering(chosen, rejected)
         total = (weight * losses).sum()
         with torch.no_grad():
-            metrics = comparison_metrics(chosen.detach(), rejected.detach(), weight, batch["probability"])
+            metrics = comparison_metrics(chosen.detach(), rejected.detach(), batch["probability"])
             metrics["loss"] = (total.detach(), weight.sum())
         return ObjectiveOutput(total, weight.sum(), metrics)
 
 
-def comparison_metrics(chosen: Tensor, rejected: Tensor, weight: Tensor, probability: Tensor) -> dict[str, tuple[Tensor, Tensor]]:
-    """Accuracy (a tie of rewards is wrong), margin and mean rewards as (sum, weight), over decided comparisons only. All [P]."""
-    decided = (probability != 0.5).to(weight.dtype) * weight
+def comparison_metrics(chosen: Tensor, rejected: Tensor, probability: Tensor) -> dict[str, tuple[Tensor, Tensor]]:
+    """Accuracy (a tie of rewards is wrong), margin and mean rewards as (sum, count) over decided comparisons. All [P].
+
+    Every comparison counts once, as in evaluation; only the loss is weighted.
+    """
+    decided = (probability != 0.5).to(chosen.dtype)
     norm = decided.sum()
     return {
-        "accuracy": (((chosen > rejected).to(weight.dtype) * decided).sum(), norm),
+        "accuracy": (((chosen > rejected).to(chosen.dtype) * decided).sum(), norm),
         "margin": (((chosen - rejected) * decided).sum(), norm),
         "chosen_rewards": ((chosen * decided).sum(), norm),
         "rejected_rewards": ((rejected * decided).sum(), norm),

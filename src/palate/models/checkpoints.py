@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from safetensors import SafetensorError
+from transformers.utils import cached_file
 
 from palate.errors import ContractError, StorageError
 
@@ -79,14 +80,19 @@ class RewardContract:
         write_text(path, json.dumps(asdict(self), indent=1, ensure_ascii=False) + "\n")
 
 
-def read_contract(directory: str | Path) -> RewardContract:
-    """The contract of a checkpoint directory. Raises ContractError when it is absent, broken, or newer than this version reads."""
-    path = Path(directory) / CONTRACT_NAME
-    if not path.is_file():
-        raise ContractError(
-            f"{directory}: no {CONTRACT_NAME}, so nothing says how this checkpoint was trained. Save it with palate, or load it with "
-            "load_scorer(..., contract=None, max_length=...), which takes the tokenizer's own conventions."
-        )
+def find_contract(name_or_path: str | Path, revision: str | None = None) -> Path | None:
+    """Where the contract of a folder or hub id lies; None when it has none."""
+    found = cached_file(
+        str(name_or_path), CONTRACT_NAME, revision=revision, _raise_exceptions_for_missing_entries=False, _raise_exceptions_for_connection_errors=False
+    )
+    return Path(found) if found else None
+
+
+def read_contract(name_or_path: str | Path, revision: str | None = None) -> RewardContract:
+    """The contract of a checkpoint. Raises ContractError when it is absent, broken, or newer than this version reads."""
+    path = find_contract(name_or_path, revision)
+    if path is None:
+        raise ContractError(f"{name_or_path}: no {CONTRACT_NAME}, so nothing says how this checkpoint was trained; models saved by palate have one")
     try:
         data = json.loads(path.read_text(encoding="utf-8"))
         if data.get("contract_version") != CONTRACT_VERSION:
@@ -94,7 +100,7 @@ def read_contract(directory: str | Path) -> RewardContract:
         data["golden"] = [Golden(**golden) for golden in data["golden"]]
         data["rewards"] = RewardStatistics(**data["rewards"]) if data["rewards"] else None
         return RewardContract(**data)
-    except (json.JSONDecodeError, TypeError, KeyError) as error:
+    except (json.JSONDecodeError, TypeError, KeyError, AttributeError) as error:
         raise ContractError(f"{path}: not a readable contract: {error}") from error
 
 

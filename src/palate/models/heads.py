@@ -32,6 +32,12 @@ def head_names(model: PreTrainedModel) -> list[str]:
     ]
 
 
+def head_name(model: PreTrainedModel) -> str | None:
+    """The head's name, whether or not PEFT wrapped it in copies of its own; None when there is no single one."""
+    names = {name.removesuffix(".original_module").split(".modules_to_save.")[0] for name in head_names(model)}
+    return names.pop() if len(names) == 1 else None
+
+
 def initialise_head(head: nn.Linear, seed: int) -> None:
     """Weight ~ N(0, 1/(h+1)) in variance, bias 0; drawn on the CPU from `seed`, so equal on every device and rank.
 

@@ -7,6 +7,8 @@ DeepSpeed and every consumer of checkpoints work unchanged. Only its forward is 
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,16 +19,15 @@ from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTok
 from transformers.utils import ModelOutput
 
 from palate.errors import ModelError
-from palate.models.heads import head_names, initialise_head, use_float32
+from palate.models.heads import head_name, head_names, initialise_head, use_float32
 from palate.models.pooling import gather_tokens, last_token
 
 
 @dataclass
 class RewardOutput(ModelOutput):
-    """logits [N, D] in float32; rewards [N] are its first (usually only) column. `hidden` [N, H] is the pooled hidden state, where asked."""
+    """logits [N, D] in float32; rewards [N] are its first (usually only) column."""
 
     logits: Tensor | None = None
-    hidden: Tensor | None = None
 
 
 class RewardForward:
@@ -40,7 +41,7 @@ class RewardForward:
         backbone = getattr(self, self.base_model_prefix)  # type: ignore[attr-defined]
         output = backbone(input_ids, attention_mask=attention_mask, position_ids=position_ids, use_cache=False, **kwargs)
         pooled = gather_tokens(output.last_hidden_state, last_token(attention_mask))
-        return RewardOutput(logits=self.score(pooled), hidden=pooled)  # type: ignore[attr-defined]
+        return RewardOutput(logits=self.score(pooled))  # type: ignore[attr-defined]
 
 
 def is_decoder(model: PreTrainedModel) -> bool:
@@ -56,9 +57,10 @@ def as_reward_model(model: PreTrainedModel) -> PreTrainedModel:
             "Load it with num_labels=1 (a classifier with other labels cannot be one), or give a base model."
         )
     names = head_names(model)
-    if len(names) != 1:
+    if head_name(model) is None:
         raise ModelError(f"{type(model).__name__} has no single linear output layer (found: {names or 'none'}); use a *ForSequenceClassification model")
-    use_float32(model.get_submodule(names[0]))  # type: ignore[arg-type]
+    for name in names:
+        use_float32(model.get_submodule(name))  # type: ignore[arg-type]
     if is_decoder(model) and not isinstance(model, RewardForward):
         # The class keeps its name: it is what config.json records as the architecture.
         model.__class__ = type(type(model).__name__, (RewardForward, type(model)), {"__module__": type(model).__module__})
@@ -96,6 +98,8 @@ def load_pretrained(
     """
     check_local(name_or_path)
     common = {"revision": revision, "trust_remote_code": trust_remote_code}
+    if (Path(name_or_path) / "adapter_config.json").is_file():
+        return load_adapter(name_or_path, trust_remote_code=trust_remote_code, disable_dropout=disable_dropout, seed=seed, **model_kwargs)
     try:
         config = AutoConfig.from_pretrained(name_or_path, **common)
         trained = any(str(a).endswith("ForSequenceClassification") for a in getattr(config, "architectures", None) or [])
@@ -104,20 +108,26 @@ def load_pretrained(
                 f"{name_or_path} is a classifier with num_labels={config.num_labels} ({', '.join(map(str, config.id2label.values()))}); "
                 "a reward model has one output. Give a base model, or a reward model with one label."
             )
+        if getattr(config, "is_encoder_decoder", False):
+            raise ModelError(
+                f"{name_or_path} is an encoder-decoder; reward models here are decoders (Llama, Qwen, Gemma ...) or encoders (BERT, ModernBERT ...)"
+            )
         config.num_labels = 1
         model_kwargs.setdefault("dtype", torch.float32)
-        model, info = AutoModelForSequenceClassification.from_pretrained(name_or_path, config=config, output_loading_info=True, **common, **model_kwargs)
+        with head_in_float32(config):
+            model, info = AutoModelForSequenceClassification.from_pretrained(name_or_path, config=config, output_loading_info=True, **common, **model_kwargs)
     except ModelError:
         raise
-    except (OSError, ValueError, RuntimeError) as error:
+    except (OSError, ValueError, RuntimeError, ImportError) as error:
         raise ModelError(f"{name_or_path}: cannot be loaded as a sequence classifier: {error}") from error
-    (head,) = head_names(model) or (None,)
+    head = head_name(model)
     if head is None:
         raise ModelError(f"{name_or_path}: {type(model).__name__} has no linear output layer to train as reward head")
     missing = {str(key) for key in info["missing_keys"]}
     if f"{head}.weight" in missing:
         initialise_head(model.get_submodule(head), seed)
         missing -= {f"{head}.weight", f"{head}.bias"}
+    model._new_head_modules = sorted({key.rpartition(".")[0] for key in missing})
     # Layers between backbone and output (a pooler or dense layer that pre-training did not have) start random, as their own class does it.
     if any(not _is_head_side(model, key) for key in missing):
         raise ModelError(f"{name_or_path}: weights missing for {sorted(missing)[:5]}; the checkpoint is incomplete")
@@ -125,6 +135,33 @@ def load_pretrained(
     if disable_dropout:
         turn_dropout_off(model)
     return model
+
+
+def load_adapter(directory: str, **options: Any) -> PreTrainedModel:
+    """A reward model from a PEFT adapter folder: its base with the trained head, adapters merged."""
+    try:
+        from peft import PeftConfig, PeftModel
+    except ImportError as error:
+        raise ModelError(f"{directory} holds an adapter, which needs the peft package: pip install 'palate[peft]'") from error
+    base = load_pretrained(str(PeftConfig.from_pretrained(directory).base_model_name_or_path), **options)
+    fit_tokenizer(base, load_tokenizer(directory))
+    merged = PeftModel.from_pretrained(base, directory).merge_and_unload()
+    return as_reward_model(merged)
+
+
+@contextmanager
+def head_in_float32(config: Any) -> Iterator[None]:
+    """While loading, keep the head in the float32 that it was saved in; a 16-bit load would round it before we could."""
+    model_class: Any = AutoModelForSequenceClassification._model_mapping.get(type(config), None)
+    if model_class is None:  # code from the hub: its head is made float32 after loading
+        yield
+        return
+    before = model_class._keep_in_fp32_modules_strict
+    model_class._keep_in_fp32_modules_strict = {*(before or ()), "score", "classifier", "out_proj"}
+    try:
+        yield
+    finally:
+        model_class._keep_in_fp32_modules_strict = before
 
 
 def _is_head_side(model: PreTrainedModel, key: str) -> bool:
@@ -149,13 +186,21 @@ def check_local(name_or_path: str) -> None:
 
 
 def turn_dropout_off(model: nn.Module) -> None:
-    """Probability 0 in every dropout module and in the config, where attention reads it (Ziegler et al. 2019, arXiv 1909.08593, p. 3)."""
+    """Probability 0 in every dropout module, and in every float of a module or config that is named after one (where attention reads it).
+
+    Source: Ziegler et al. 2019 (arXiv 1909.08593), p. 3.
+    """
     for module in model.modules():
         if isinstance(module, nn.Dropout):
             module.p = 0.0
-        for name in ("attention_dropout", "dropout_prob", "attention_probs_dropout_prob", "hidden_dropout"):
-            if isinstance(getattr(module, name, None), float):
+        for name, value in vars(module).items():
+            if "dropout" in name and isinstance(value, float):
                 setattr(module, name, 0.0)
+    config: Any = model.config
+    for part in {id(c): c for c in (config, config.get_text_config())}.values():
+        for name, value in part.to_dict().items():
+            if ("dropout" in name or name.endswith("_pdrop")) and isinstance(value, float):
+                setattr(part, name, 0.0)
 
 
 def fit_tokenizer(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
@@ -174,8 +219,10 @@ def position_limit(model: PreTrainedModel) -> int | None:
     config = model.config.get_text_config()
     if getattr(config, "rope_parameters", None) or getattr(config, "rope_theta", None):
         return None
-    table = [m for name, m in model.named_modules() if isinstance(m, nn.Embedding) and "position" in name.rsplit(".", 1)[-1]]
-    if not table:
+    names = ("wpe", "position_embeddings", "embed_positions")  # GPT-2; BERT and RoBERTa; OPT
+    table = next((m for name, m in model.named_modules() if isinstance(m, nn.Embedding) and name.rsplit(".", 1)[-1] in names), None)
+    if table is None:
         return None
-    offset = (table[0].padding_idx + 1) if table[0].padding_idx is not None else 0  # RoBERTa counts positions from padding_idx + 1
-    return table[0].num_embeddings - offset
+    # RoBERTa counts positions from padding_idx + 1, OPT from 2: the config knows the table's size, not always the usable part of it.
+    offset = getattr(table, "offset", 0) or (table.padding_idx + 1 if table.padding_idx is not None else 0)
+    return table.num_embeddings - offset

@@ -25,8 +25,8 @@ def write_page(
 ) -> Path:
     """Build the page from `results.json` and the items beside it; pictures go to `figures/` beside the page. Returns the page's path."""
     result = json.loads(results.read_text(encoding="utf-8"))
-    lines = results.with_name(f"{results.stem}.items.jsonl").read_text(encoding="utf-8").splitlines()
-    items = [json.loads(line) for line in lines]
+    lines = results.with_name(f"{results.stem}.items.jsonl").read_text(encoding="utf-8").split("\n")  # splitlines also cuts at U+2028 inside a text
+    items = [json.loads(line) for line in lines if line]
     figures = save_figures(page.parent / "figures", result, items, log_history)
     scored = [item for item in items if item["label"] != "tie" and item["margin"] is not None]
     environment = Environment(loader=PackageLoader("palate.reports"), autoescape=select_autoescape(["html"]), trim_blocks=True, lstrip_blocks=True)

@@ -17,8 +17,8 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from palate.data.collation import PreferenceCollator
 from palate.data.tokenization import DEFAULT_SEPARATOR, Encoder, as_exchange, prepare_tokenizer
 from palate.errors import ContractError, DataError
-from palate.models.checkpoints import CONTRACT_NAME, GOLDEN_TOLERANCE, RewardContract, read_contract
-from palate.models.reward_model import fit_tokenizer, is_decoder, load_pretrained, load_tokenizer, position_limit
+from palate.models.checkpoints import GOLDEN_TOLERANCE, RewardContract, find_contract, read_contract
+from palate.models.reward_model import check_local, fit_tokenizer, is_decoder, load_pretrained, load_tokenizer, position_limit
 from palate.types import Conversation, Exchange, TokenIds
 
 TOKEN_BUDGET = 16_384
@@ -31,7 +31,7 @@ class LocalScorer:
     """Rewards from a model in this process.
 
     `on_long` says what becomes of a sequence beyond `max_length`: "error" (default) raises and names it, "nan" gives NaN, "truncate_prompt"
-    cuts the start of the prompt (never the response). A contract whose policy is truncate_prompt makes that the default.
+    cuts the start of the prompt (never the response). `cut_prompts`, which a contract of that length policy sets, cuts prompts in every case.
     """
 
     def __init__(
@@ -42,6 +42,7 @@ class LocalScorer:
         max_length: int | None = None,
         separator: str = DEFAULT_SEPARATOR,
         on_long: str = "error",
+        cut_prompts: bool = False,
         token_budget: int = TOKEN_BUDGET,
         device: str | torch.device | None = None,
         contract: RewardContract | None = None,
@@ -51,6 +52,7 @@ class LocalScorer:
         self.tokenizer = tokenizer
         self.encoder = Encoder(tokenizer, max_length=max_length, separator=separator)
         self.on_long = on_long
+        self.cut_prompts = cut_prompts
         self.token_budget = token_budget
         self.contract = contract
         assert tokenizer.pad_token_id is not None
@@ -73,21 +75,20 @@ class LocalScorer:
         return rewards
 
     def fit(self, exchanges: Sequence[Exchange], on_long: str, *, first: int = 0) -> list[list[int] | None]:
-        """Token ids of each exchange within max_length; None for what becomes NaN."""
+        """Token ids of each exchange within max_length; None for what becomes NaN (too long, or empty)."""
         fitted: list[list[int] | None] = []
         limit = self.encoder.max_length
         for i, (exchange, ids) in enumerate(zip(exchanges, self.encoder.encode(exchanges), strict=True)):
-            if limit is None or len(ids) <= limit:
-                fitted.append(ids)
-                continue
-            short = self.encoder.fit(ids, self.encoder.prompt_length(exchange, ids)) if on_long == "truncate_prompt" else None
-            if short is None and on_long != "nan":
-                raise DataError(
-                    f"conversation {first + i} has {len(ids)} tokens, max_length is {limit}"
-                    + (" and its response alone does not fit" if on_long == "truncate_prompt" else "")
-                    + '; shorten it, or pass on_long="truncate_prompt" (cuts the start of the prompt) or "nan"'
-                )
-            fitted.append(short)
+            short: list[int] | None = ids
+            problem = "is empty: it has no token to read a reward from"
+            if limit is not None and len(ids) > limit:
+                cut = self.cut_prompts or on_long == "truncate_prompt"
+                short = self.encoder.fit(ids, self.encoder.prompt_length(exchange, ids)) if cut else None
+                problem = f"has {len(ids)} tokens, max_length is {limit}" + (" and its response alone does not fit" if cut else "")
+                problem += '; shorten it, or pass on_long="truncate_prompt" (cuts the start of the prompt) or "nan"'
+            if not short and on_long != "nan":
+                raise DataError(f"conversation {first + i} {problem}")
+            fitted.append(short or None)
         return fitted
 
     def _batches(self, ids: Sequence[list[int] | None]) -> Iterator[tuple[np.ndarray, np.ndarray]]:
@@ -119,6 +120,8 @@ def load_scorer(
     dtype: torch.dtype | str | None = None,
     token_budget: int = TOKEN_BUDGET,
     max_length: int | None = None,
+    revision: str | None = None,
+    trust_remote_code: bool = False,
     **model_kwargs: Any,
 ) -> LocalScorer:
     """A checkpoint (or hub id) as Scorer, under its own contract.
@@ -128,10 +131,12 @@ def load_scorer(
     `dtype`: load the backbone in another precision; golden scores are then compared within that precision's rounding.
     """
     directory = str(directory)
-    contract = read_contract(directory) if (Path(directory) / CONTRACT_NAME).exists() else None
-    tokenizer = prepare_tokenizer(load_tokenizer(directory), close=False)
+    check_local(directory)
+    source: dict[str, Any] = {"revision": revision, "trust_remote_code": trust_remote_code}
+    contract = read_contract(directory, revision) if find_contract(directory, revision) else None
+    tokenizer = prepare_tokenizer(load_tokenizer(directory, **source), close=False)
     dtype = dtype or (getattr(torch, contract.weights_dtype) if contract else torch.float32)
-    model = load_pretrained(directory, dtype=dtype, **model_kwargs)
+    model = load_pretrained(directory, dtype=dtype, **source, **model_kwargs)
     fit_tokenizer(model, tokenizer)
     limit = max_length or (contract.max_length if contract else position_limit(model))
     scorer = LocalScorer(
@@ -139,7 +144,7 @@ def load_scorer(
         tokenizer,
         max_length=limit,
         separator=contract.separator if contract else DEFAULT_SEPARATOR,
-        on_long="truncate_prompt" if contract and contract.length_policy == "truncate_prompt" else "error",
+        cut_prompts=contract is not None and contract.length_policy == "truncate_prompt",
         token_budget=token_budget,
         device=device,
         contract=contract,

@@ -8,6 +8,7 @@ from typing import Any
 
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 from transformers import ProgressCallback, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 
@@ -54,5 +55,5 @@ def print_samples(rows: list[tuple[str, str, float, float]], title: str) -> None
     for heading, justify in (("chosen", "left"), ("rejected", "left"), ("rewards", "right"), ("right", "center")):
         table.add_column(heading, justify=justify, overflow="fold")  # type: ignore[arg-type]
     for chosen, rejected, r_chosen, r_rejected in rows:
-        table.add_row(chosen, rejected, f"{r_chosen:.3f}\n{r_rejected:.3f}", "yes" if r_chosen > r_rejected else "no")
+        table.add_row(Text(chosen), Text(rejected), f"{r_chosen:.3f}\n{r_rejected:.3f}", "yes" if r_chosen > r_rejected else "no")
     Console().print(table)

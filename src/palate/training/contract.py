@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from transformers import PreTrainedModel
@@ -26,9 +27,11 @@ def build_contract(
 ) -> RewardContract:
     """The contract of a model as it stands; the golden examples are scored here, in evaluation mode and without autocast."""
     tokenizer = encoder.tokenizer
+    wrapper: Any = model
+    scored = wrapper.get_base_model() if isinstance(getattr(wrapper, "peft_config", None), dict) else wrapper
     return RewardContract(
-        architecture=type(model).__name__,
-        pooling=pooling_of(model),
+        architecture=type(scored).__name__,
+        pooling=pooling_of(scored),
         max_length=encoder.max_length,
         length_policy=encoder.length_policy,
         separator=encoder.separator,

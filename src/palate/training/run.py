@@ -21,7 +21,7 @@ from palate.data.collation import encoded_row
 from palate.data.loading import LoadReport, fingerprint, iter_groups, load_groups, mix, prompt_key, split_by_prompt
 from palate.data.preparation import ENCODED_FEATURES
 from palate.data.tokenization import EncodeReport
-from palate.errors import ConfigError, DataError, Interrupted, StorageError
+from palate.errors import ConfigError, DataError, Interrupted, PalateError, StorageError
 from palate.models.checkpoints import package_versions, whole_directory, write_text
 from palate.training.callbacks import StopOnInterrupt, TrainingBar
 from palate.training.config import RewardConfig
@@ -57,10 +57,9 @@ def load_data(settings: RunSettings) -> RunData:
     data = settings.data
     reports: list[LoadReport] = []
 
-    def read(sources: Sequence[SourceSettings]) -> list[PreferenceGroup]:
-        groups: list[PreferenceGroup] = []
-        for i, source in enumerate(sources):
-            loaded = load_groups(
+    def read(sources: Sequence[SourceSettings]) -> list[list[PreferenceGroup]]:
+        loaded = [
+            load_groups(
                 source.path,
                 split=source.split,
                 columns=source.columns or data.columns,
@@ -68,21 +67,28 @@ def load_data(settings: RunSettings) -> RunData:
                 name=source.name,
                 margins=settings.loss.margins,
             )
-            reports.extend(loaded.reports)
-            groups += mix(loaded.groups, weight=source.weight, cap=source.cap, seed=data.seed + i)
-        return groups
+            for source in sources
+        ]
+        reports.extend(report for one in loaded for report in one.reports)
+        return [one.groups for one in loaded]
+
+    def mixed(sources: Sequence[SourceSettings], groups: Sequence[Sequence[PreferenceGroup]]) -> list[PreferenceGroup]:
+        parts = zip(sources, groups, strict=True)
+        return [group for i, (source, part) in enumerate(parts) for group in mix(part, weight=source.weight, cap=source.cap, seed=data.seed + i)]
 
     if data.streaming:
         if isinstance(data.eval, HeldOut):
             raise ConfigError("data.eval: {split: ...} needs the whole data in memory; while streaming give data.eval a file")
         if not settings.training.get("max_steps"):
             raise ConfigError("data.streaming: a stream has no known end; set training.max_steps")
-        return RunData(None, read(data.eval) if data.eval else None, reports)
-    train = read(data.train)
+        return RunData(None, mixed(data.eval, read(data.eval)) if data.eval else None, reports)
+    sources = read(data.train)
     if isinstance(data.eval, HeldOut):
-        train, evaluation = split_by_prompt(train, fraction=data.eval.split, seed=data.seed)
-        return RunData(train, evaluation, reports)
-    return RunData(train, read(data.eval) if data.eval else None, reports)
+        # held out before mixing, so that a source counted twice is not evaluated twice
+        _, evaluation = split_by_prompt([group for part in sources for group in part], fraction=data.eval.split, seed=data.seed)
+        held = {id(group) for group in evaluation}
+        return RunData(mixed(data.train, [[g for g in part if id(g) not in held] for part in sources]), evaluation, reports)
+    return RunData(mixed(data.train, sources), mixed(data.eval, read(data.eval)) if data.eval else None, reports)
 
 
 def shared_prompts(data: RunData) -> int:
@@ -93,14 +99,18 @@ def shared_prompts(data: RunData) -> int:
 
 def build_trainer(settings: RunSettings, data: RunData, callbacks: list[Any] | None = None) -> RewardTrainer:
     model = settings.model
+    given = {"revision": model.revision, "dtype": model.dtype, "attn_implementation": model.attn_implementation}
+    try:
+        args = RewardConfig(**settings.trainer_arguments(), model_init_kwargs={key: value for key, value in given.items() if value})
+    except PalateError:
+        raise
+    except (ValueError, TypeError) as error:  # what transformers says of its own arguments
+        raise ConfigError(f"training: {error}") from error
+    if args.eval_strategy != "no" and data.evaluation is None:
+        raise ConfigError(f"training.eval_strategy is {settings.training.get('eval_strategy')}, but there is no evaluation data; set data.eval")
     trainer = RewardTrainer(
         model=model.name_or_path,
-        args=RewardConfig(
-            **settings.trainer_arguments(),
-            model_init_kwargs={
-                key: value for key, value in (("revision", model.revision), ("dtype", model.dtype), ("attn_implementation", model.attn_implementation)) if value
-            },
-        ),
+        args=args,
         train_dataset=data.train,
         eval_dataset=data.evaluation,
         callbacks=callbacks,
@@ -213,8 +223,8 @@ def guard_directory(directory: Path, settings: RunSettings, *, resume: bool) -> 
         except OSError as error:
             raise StorageError(f"{directory}: cannot be created: {error}") from error
         return None
-    if not occupied:
-        raise StorageError(f"{directory}: holds no run to resume; leave out --resume")
+    if not (directory / SETTINGS_NAME).is_file():
+        raise StorageError(f"{directory}: holds no run to resume ({SETTINGS_NAME} is not there); leave out --resume")
     if (directory / RUN_NAME).exists():
         raise StorageError(f"{directory}: this run is finished; choose another training.output_dir to train again")
     before = yaml.safe_load((directory / SETTINGS_NAME).read_text(encoding="utf-8"))

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from palate.errors import ConfigError
 
@@ -38,7 +38,7 @@ class SourceSettings(Section):
     path: str = Field(description="File, folder or hub id.")
     weight: float = Field(1.0, gt=0, description="Passes over this source per epoch: 0.5 takes a random half, 2 takes every row twice.")
     cap: int | None = Field(None, gt=0, description="At most so many rows of this source.")
-    split: str = Field("train", description="Split of a hub data set or of a folder.")
+    split: str = Field("train", description="Split of a hub data set or of a folder (default in data.eval: test).")
     name: str | None = Field(None, description="Name of the source in reports. Unset: the file's name.")
     columns: dict[str, str] | None = Field(None, description="Our column names -> the source's, e.g. {chosen: better, rejected: worse}.")
 
@@ -68,7 +68,20 @@ class DataSettings(Section):
     @field_validator("eval", mode="before")
     @classmethod
     def _evaluation(cls, value: Any) -> Any:
-        return value if value is None or (isinstance(value, Mapping) and "split" in value and "path" not in value) else _sources(value)
+        if value is None or (isinstance(value, Mapping) and "split" in value and "path" not in value):
+            return value
+        return [{"split": "test", **item} if isinstance(item, Mapping) else item for item in _sources(value)]
+
+    @model_validator(mode="after")
+    def _apart(self) -> DataSettings:
+        if isinstance(self.eval, list):
+            both = {(s.path, s.split) for s in self.train} & {(s.path, s.split) for s in self.eval}
+            both |= {(s.path, s.split) for s in self.eval if Path(s.path).is_file() and s.path in {t.path for t in self.train}}
+            if both:
+                raise ValueError(f"{sorted(both)[0][0]} is named in data.train and in data.eval; hold a part out with data.eval: {{split: 0.05}}")
+        if self.streaming and any(source.weight != 1 or source.cap for source in self.train):
+            raise ValueError("weight and cap need the whole data in memory; leave them out while streaming")
+        return self
 
 
 def _sources(value: Any) -> Any:
@@ -227,7 +240,7 @@ def parse_flags(flags: Sequence[str]) -> list[tuple[str, Any]]:
         key = key.replace("-", "_")
         if "." not in key:
             raise ConfigError(f"unknown option --{key}; options are written --section.key, with section one of {', '.join(RunSettings.model_fields)}")
-        pairs.append((key, yaml.load(text, Loader=_Loader)))
+        pairs.append((key, yaml.load(text, Loader=_Loader) if text else ""))
         i += 1
     return pairs
 
@@ -236,8 +249,8 @@ def _put(values: dict[str, Any], key: str, value: Any) -> None:
     *parents, last = key.split(".")
     for parent in parents:
         inner = values.get(parent)
-        if not isinstance(inner, dict):
-            inner = values[parent] = {} if inner is None or isinstance(inner, str) else inner
+        if inner is None or isinstance(inner, str):  # `train: a.jsonl` is short for `train: {path: a.jsonl}`
+            inner = values[parent] = {} if inner is None else {"path": inner}
         if not isinstance(inner, dict):
             raise ConfigError(f"flag --{key}: `{parent}` is a list; set it in the file")
         values = inner

@@ -31,7 +31,7 @@ from palate.data.tokenization import Encoder, EncodeReport, prepare_tokenizer
 from palate.errors import DataError, ModelError, RowError, StorageError
 from palate.losses.objective import Objective
 from palate.models.checkpoints import RewardStatistics
-from palate.models.heads import head_names
+from palate.models.heads import head_name
 from palate.models.reward_model import RewardOutput, as_reward_model, fit_tokenizer, load_pretrained, load_tokenizer, position_limit, turn_dropout_off
 from palate.stats.calibration import fit_temperature
 from palate.training.callbacks import print_samples
@@ -43,6 +43,8 @@ logger = logging.getLogger(__name__)
 
 TrainingData: TypeAlias = Dataset | IterableDataset | Sequence[PreferenceGroup]
 EvaluationData: TypeAlias = TrainingData | DatasetDict | IterableDatasetDict | dict[str, Any]
+
+GOLDEN_ROWS_TRIED = 50  # rows looked at for golden examples that fit
 
 TRACKER_NAMES = {
     "loss": "loss",
@@ -98,8 +100,9 @@ class RewardTrainer(Trainer):
         check_single_device(args)
         set_seed(args.seed)
         reward_model: Any = build_model(model, args, quantization_config)
+        revision = args.model_init_kwargs.get("revision") if isinstance(args.model_init_kwargs, dict) else None
         tokenizer = prepare_tokenizer(
-            processing_class or load_tokenizer(name, trust_remote_code=args.trust_remote_code),
+            processing_class or load_tokenizer(name, revision=revision, trust_remote_code=args.trust_remote_code),
             chat_template=args.chat_template_path,
             eos_token=args.eos_token,
             pad_token=args.pad_token,
@@ -114,7 +117,7 @@ class RewardTrainer(Trainer):
         self.reports: dict[str, EncodeReport] = {}
         self.data_fingerprint = data_fingerprint
         self.reward_statistics: RewardStatistics | None = None
-        self._golden = golden_exchanges(train_dataset)
+        self._golden = golden_exchanges(train_dataset, self.encoder)
         if isinstance(train_dataset, IterableDataset):
             keep_batches_whole(args)
         if train_dataset is not None:
@@ -205,13 +208,17 @@ class RewardTrainer(Trainer):
     def _count(self, metrics: Mapping[str, tuple[Tensor, Tensor]], rewards: Tensor, inputs: Mapping[str, Tensor]) -> None:
         """Add (sum, weight) of each metric on the device; nothing is synchronised until the next log."""
         for name, pair in metrics.items():
-            value = torch.stack(pair).double()
+            value = torch.stack(pair).to(self._sum_dtype)
             self._sums[name] = self._sums.get(name, torch.zeros_like(value)) + value
-        counts = torch.stack([rewards.new_tensor(len(rewards)), rewards.sum(), inputs["attention_mask"].sum().float(), inputs["weight"].sum()]).double()
+        counts = torch.stack([rewards.new_tensor(len(rewards)), rewards.sum(), inputs["attention_mask"].sum().float()]).to(self._sum_dtype)
         self._sums["_counts"] = self._sums.get("_counts", torch.zeros_like(counts)) + counts
         groups = inputs["group"]  # comparisons of a group stand together, so changes count groups (and nothing is synchronised)
         self._sums["_groups"] = self._sums.get("_groups", torch.zeros_like(counts[:1])) + 1 + (groups[1:] != groups[:-1]).sum()
-        self._extremes.append(torch.stack([rewards.min(), -rewards.max()]).double())
+        self._extremes.append(torch.stack([rewards.min(), -rewards.max()]).to(self._sum_dtype))
+
+    @property
+    def _sum_dtype(self) -> torch.dtype:
+        return torch.float32 if self.args.device.type == "mps" else torch.float64  # Apple's GPUs have no float64
 
     def _take_metrics(self) -> dict[str, float]:
         """Exact metrics over all comparisons since the last log, over all ranks; resets the sums."""
@@ -223,7 +230,7 @@ class RewardTrainer(Trainer):
         lowest, highest = self.accelerator.gather(torch.stack(self._extremes).min(dim=0).values[None]).min(dim=0).values.tolist()
         parts = dict(zip(names, torch.split(total, [len(self._sums[name]) for name in names]), strict=True))
         self._sums, self._extremes = {}, []
-        num_rewards, reward_sum, tokens, _ = parts.pop("_counts").tolist()
+        num_rewards, reward_sum, tokens = parts.pop("_counts").tolist()
         self._episodes += int(parts.pop("_groups").item())
         self._tokens += int(tokens)
         metrics = {name: (value[0] / value[1]).item() for name, value in parts.items() if value[1] > 0}
@@ -255,7 +262,7 @@ class RewardTrainer(Trainer):
         assert self._evaluated is not None
         columns = [rewards.float()[comparisons["chosen"]], rewards.float()[comparisons["rejected"]]]
         columns += [comparisons[key] for key in ("weight", "probability", "margin")]
-        table = torch.stack([column.double() for column in columns], dim=1).cpu().numpy()
+        table = torch.stack([column.float() for column in columns], dim=1).cpu().double().numpy()
         groups = comparisons["group"].cpu().numpy()
         for group in np.unique(groups):
             self._evaluated[int(group)] = table[groups == group]
@@ -298,9 +305,12 @@ class RewardTrainer(Trainer):
         if eval_dataset is not None and not isinstance(eval_dataset, str):
             eval_dataset = self._prepare_evaluation(eval_dataset, self.args)
         metrics = super().evaluate(eval_dataset, ignore_keys, metric_key_prefix)
-        if self.args.num_print_samples > 0 and self.is_world_process_zero():
+        if self.args.num_print_samples > 0 and self.eval_dataset is not None and self.is_world_process_zero():
             self.visualize_samples(self.args.num_print_samples)
         return metrics
+
+    def predict(self, test_dataset: Any, ignore_keys: list[str] | None = None, metric_key_prefix: str = "test") -> Any:
+        return super().predict(self._prepare(test_dataset, self.args, metric_key_prefix), ignore_keys, metric_key_prefix)
 
     def visualize_samples(self, num_print_samples: int = 10) -> None:
         """Print a table of the first evaluation pairs (texts as the model reads them) with their rewards."""
@@ -370,7 +380,12 @@ def build_model(model: str | Path | nn.Module, args: RewardConfig, quantization_
     if not isinstance(model, (str, Path)):
         if args.model_init_kwargs:
             raise ModelError("model_init_kwargs are for a model given by name; this one is loaded already")
-        reward_model = as_reward_model(model)  # type: ignore[arg-type]
+        reward_model: Any = model
+        if isinstance(getattr(model, "peft_config", None), dict):  # a PeftModel: its base does the scoring
+            as_reward_model(reward_model.get_base_model())
+            check_head_trains(reward_model)
+        else:
+            as_reward_model(reward_model)
         if args.disable_dropout:
             turn_dropout_off(reward_model)
         return reward_model
@@ -394,15 +409,22 @@ def wrap_peft(model: PreTrainedModel, peft_config: Any, args: RewardConfig) -> A
         raise ModelError("peft_config needs the peft package: pip install 'palate[peft]'") from error
     if isinstance(model, PeftModel):
         raise ModelError("the model already is a PeftModel; merge it first, or leave out peft_config")
-    (head,) = head_names(model)
+    head = head_name(model)
+    # What pre-training did not have (a fresh pooler, say) is random until it is trained, and must be saved with the head.
+    fresh = getattr(model, "_new_head_modules", [])
     peft_config.task_type = "SEQ_CLS"
-    peft_config.modules_to_save = sorted({*(peft_config.modules_to_save or []), head.split(".")[0]})
+    peft_config.modules_to_save = sorted({*(peft_config.modules_to_save or []), *(name.removeprefix(f"{model.base_model_prefix}.") for name in (head, *fresh))})
     wrapped = get_peft_model(model, peft_config)
-    if not any(p.requires_grad for n, p in wrapped.named_parameters() if head.split(".")[0] in n):
-        raise ModelError(f"the reward head `{head}` would not be trained under this peft_config")
+    check_head_trains(wrapped)
     if args.gradient_checkpointing:
         wrapped.enable_input_require_grads()
     return wrapped
+
+
+def check_head_trains(model: Any) -> None:
+    head = head_name(model.get_base_model())
+    if not any(parameter.requires_grad and f".{head}." in name for name, parameter in model.named_parameters()):
+        raise ModelError(f"the reward head `{head}` would not be trained; give task_type='SEQ_CLS' or modules_to_save=['{head}']")
 
 
 def within_positions(max_length: int | None, model: PreTrainedModel) -> int | None:
@@ -414,17 +436,21 @@ def within_positions(max_length: int | None, model: PreTrainedModel) -> int | No
     return limit
 
 
-def golden_exchanges(data: Any) -> list[Exchange]:
-    """A few exchanges of the training data, to be recorded with their scores."""
+def golden_exchanges(data: Any, encoder: Encoder) -> list[Exchange]:
+    """A few exchanges of the training data that fit, to be recorded with their scores (none for streams and encoded data: they have no text)."""
     if data is None or is_encoded(data) or isinstance(data, IterableDataset):
         return []
-    groups = []
-    for row in islice(iter(data), NUM_GOLDEN):
+    found: list[Exchange] = []
+    for row in islice(iter(data), GOLDEN_ROWS_TRIED):
         try:
-            groups.append(row if isinstance(row, PreferenceGroup) else parse_row(row, margins=False))
+            exchanges = (row if isinstance(row, PreferenceGroup) else parse_row(row, margins=False)).exchanges()[:2]
+            lengths = [len(ids) for ids in encoder.encode(exchanges)]
         except RowError:
             continue
-    return [exchange for group in groups for exchange in group.exchanges()[:2]][: 2 * NUM_GOLDEN]
+        found += [e for e, n in zip(exchanges, lengths, strict=True) if encoder.max_length is None or n <= encoder.max_length]
+        if len(found) >= NUM_GOLDEN:
+            break
+    return found[:NUM_GOLDEN]
 
 
 def reward_statistics(chosen: np.ndarray, rejected: np.ndarray, probability: np.ndarray) -> RewardStatistics | None:
