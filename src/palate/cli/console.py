@@ -2,17 +2,33 @@
 
 from __future__ import annotations
 
+import logging
+
 from rich.console import Console
 
 console = Console(highlight=False, soft_wrap=True)
+
+
+class _ToConsole(logging.Handler):
+    def emit(self, record: logging.LogRecord) -> None:
+        console.print(self.format(record), markup=False)
+
+
+def speak() -> None:
+    """Show what palate itself has to say: what each filter kept, and what it left out."""
+    logger = logging.getLogger("palate")
+    if not logger.handlers:
+        logger.addHandler(_ToConsole())
+    logger.setLevel(logging.INFO)
 
 
 def quiet_libraries() -> None:
     """Leave the screen to our own output: no loading bars, no reports of a head that is new on purpose, no notes on missing accelerators."""
     import warnings
 
-    from transformers.utils import logging
+    from transformers.utils import logging as transformers_logging
 
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
+    transformers_logging.set_verbosity_error()
+    transformers_logging.disable_progress_bar()
     warnings.filterwarnings("ignore", message=".*pin_memory.*")
+    speak()

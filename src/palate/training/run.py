@@ -169,8 +169,6 @@ def train(settings: RunSettings, *, resume: bool = False, say: Say = print) -> F
     trainer = build_trainer(settings, data, [stop])
     trainer.remove_callback(ProgressCallback)
     trainer.add_callback(TrainingBar)
-    for name, report in trainer.reports.items():
-        say(f"{name} data: {report.summary()}")
     if shared := shared_prompts(data):
         say(f"Note: {shared} prompts stand in training and evaluation data alike")
     if trainer.is_world_process_zero():
@@ -179,6 +177,8 @@ def train(settings: RunSettings, *, resume: bool = False, say: Say = print) -> F
         output = trainer.train(resume_from_checkpoint=checkpoint)
     finally:
         stop.restore()
+    if data.train is None:
+        say(f"streamed: {trainer.reports['train'].summary()}")
     if stop.interrupted:
         raise Interrupted(
             f"stopped at step {trainer.state.global_step} of {trainer.state.max_steps}; checkpoint-{trainer.state.global_step} is saved. Go on with --resume"

@@ -151,6 +151,8 @@ class RewardTrainer(Trainer):
             data, self.encoder, name=name, ties=args.ties, on_bad_row=args.on_bad_row, margins=args.use_margins, num_proc=args.dataset_num_proc
         )
         self.reports[name] = report
+        if report.groups and args.process_index == 0:
+            logger.log(logging.WARNING if report.dropped or report.cut.total() else logging.INFO, "%s data: %s", name, report.summary())
         return encoded
 
     def _prepare_evaluation(self, data: EvaluationData, args: RewardConfig) -> Any:
