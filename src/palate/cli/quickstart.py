@@ -5,6 +5,8 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import shutil
+import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -122,11 +124,12 @@ def show_summary(result: dict[str, Any], rewards: list[float], directory: Path, 
     table.add_row("report page", str(page))
     console.print(table)
     example = json.dumps({"prompt": [{"role": "user", "content": "Hi!"}], "response": "Hello, how can I help?"})
+    palate = "palate" if shutil.which("palate") else os.path.relpath(Path(sys.executable).parent / "palate")
     console.print(
         "What next:\n"
         f"  echo '{example}' > rows.jsonl\n"
-        f"  palate score --model {directory} --data rows.jsonl --output scored.jsonl\n"
-        "  palate data check YOUR_PREFERENCES.jsonl\n"
-        f"  palate train --config {directory}/run.yaml --data.train YOURS.jsonl --data.eval '{{split: 0.1}}' --training.output_dir out",
+        f"  {palate} score --model {directory} --data rows.jsonl --output scored.jsonl\n"
+        f"  {palate} data check YOUR_PREFERENCES.jsonl\n"
+        f"  {palate} train --config {directory}/run.yaml --data.train YOURS.jsonl --data.eval '{{split: 0.1}}' --training.output_dir out",
         markup=False,
     )
