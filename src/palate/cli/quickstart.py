@@ -72,7 +72,7 @@ def free_directory(wanted: Path) -> Path:
 
 
 def quickstart_settings(output: Path, model: str, seed: int) -> Any:
-    """Two prompts (eight responses) a step. Rate and batch were compared on held-out *training* prompts at 1 and 1.5 epochs; 1.25 keeps the time (docs/log.md)."""
+    """Two prompts a step. Rate and batch were compared on held-out *training* prompts at 1 and 1.5 epochs; 1.25 keeps the time (docs/log.md)."""
     from palate.sample import sample_path
     from palate.training.settings import RunSettings
 
