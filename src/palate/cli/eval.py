@@ -28,7 +28,7 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument("--limit", type=int, help="only the first so many groups")
     parser.add_argument("--bins", type=int, default=10, help="bins of the reliability curve")
     parser.add_argument("--confidence", type=float, default=0.95)
-    parser.add_argument("--token-budget", type=int, default=16_384, help="padded tokens of one batch")
+    parser.add_argument("--token-budget", type=int, help="tokens computed at a time (default: by device)")
     parser.add_argument("--record", action="store_true", help="write reward mean, spread and temperature into the checkpoint's contract")
     options = parser.parse_args(arguments)
     if options.page and not options.output:

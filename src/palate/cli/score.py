@@ -21,7 +21,7 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument("--columns", nargs="*", default=[], metavar="OURS=THEIRS", help="column names, e.g. response=answer")
     parser.add_argument("--on-long", choices=("error", "nan", "truncate_prompt"), default="nan", help="beyond max_length (nan: reward null and a reason)")
     parser.add_argument("--max-length", type=int, help="in place of the checkpoint's own")
-    parser.add_argument("--token-budget", type=int, default=16_384, help="padded tokens of one batch")
+    parser.add_argument("--token-budget", type=int, help="tokens computed at a time (default: by device)")
     parser.add_argument("--overwrite", action="store_true", help="replace the output file")
     options = parser.parse_args(arguments)
 

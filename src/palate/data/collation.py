@@ -14,14 +14,19 @@ from typing import Any
 
 import torch
 
-from palate.data.tokenization import EncodedGroup
+from palate.data.tokenization import EncodedGroup, shared_prefix
 
+FLOAT_KEYS = ("margin", "weight", "probability")
 COMPARISON_KEYS = ("chosen", "rejected", "margin", "weight", "probability", "group")
 
 
 def encoded_row(encoded: EncodedGroup, index: int) -> dict[str, Any]:
-    """An encoded group as the flat columns of a `datasets.Dataset`; `group` numbers it, `length` is its longest sequence in tokens."""
+    """An encoded group as the flat columns of a `datasets.Dataset`.
+
+    `group` numbers it, `length` is its longest sequence in tokens, `tokens` what it takes to compute it with its shared prefix once.
+    """
     comparisons = encoded.group.comparisons
+    lengths = [len(ids) for ids in encoded.token_ids]
     return {
         "token_ids": encoded.token_ids,
         "chosen": [c.chosen for c in comparisons],
@@ -30,7 +35,8 @@ def encoded_row(encoded: EncodedGroup, index: int) -> dict[str, Any]:
         "weight": [float(c.weight) for c in comparisons],
         "probability": [float(c.probability) for c in comparisons],
         "group": index,
-        "length": max(map(len, encoded.token_ids)),
+        "length": max(lengths),
+        "tokens": sum(lengths) - shared_prefix(encoded.token_ids) * (len(lengths) - 1),
     }
 
 
@@ -42,20 +48,7 @@ class PreferenceCollator:
     pad_to_multiple_of: int | None = None
 
     def __call__(self, rows: Sequence[Mapping[str, Any]]) -> dict[str, torch.Tensor]:
-        sequences = [ids for row in rows for ids in row["token_ids"]]
-        batch = self.pad(sequences)
-        columns: dict[str, list[float]] = {key: [] for key in COMPARISON_KEYS}
-        offset = 0
-        for row in rows:
-            for key in ("margin", "weight", "probability"):
-                columns[key].extend(row[key])
-            for key in ("chosen", "rejected"):
-                columns[key].extend(index + offset for index in row[key])
-            columns["group"].extend([row["group"]] * len(row["chosen"]))
-            offset += len(row["token_ids"])
-        for key, values in columns.items():
-            batch[key] = torch.tensor(values, dtype=torch.float32 if key in ("margin", "weight", "probability") else torch.long)
-        return batch
+        return self.pad([ids for row in rows for ids in row["token_ids"]]) | comparison_columns(rows)
 
     def pad(self, sequences: Sequence[Sequence[int]]) -> dict[str, torch.Tensor]:
         """N sequences -> input_ids [N, L], attention_mask [N, L]."""
@@ -68,3 +61,17 @@ class PreferenceCollator:
             input_ids[i, : len(ids)] = torch.as_tensor(ids, dtype=torch.long)
             attention_mask[i, : len(ids)] = 1
         return {"input_ids": input_ids, "attention_mask": attention_mask}
+
+
+def comparison_columns(rows: Sequence[Mapping[str, Any]]) -> dict[str, torch.Tensor]:
+    """The comparisons of several groups, pointing into their responses one group after the other. Each [P]."""
+    columns: dict[str, list[float]] = {key: [] for key in COMPARISON_KEYS}
+    offset = 0
+    for row in rows:
+        for key in FLOAT_KEYS:
+            columns[key].extend(row[key])
+        for key in ("chosen", "rejected"):
+            columns[key].extend(index + offset for index in row[key])
+        columns["group"].extend([row["group"]] * len(row["chosen"]))
+        offset += len(row["token_ids"])
+    return {key: torch.tensor(values, dtype=torch.float32 if key in FLOAT_KEYS else torch.long) for key, values in columns.items()}

@@ -8,6 +8,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+import numpy as np
+import pyarrow.compute as pc
 from datasets import Dataset, Features, IterableDataset, Value
 from datasets import Sequence as SequenceOf
 
@@ -29,6 +31,7 @@ ENCODED_FEATURES = Features(
         "probability": SequenceOf(Value("float32")),
         "group": Value("int64"),
         "length": Value("int32"),
+        "tokens": Value("int32"),
     }
 )
 
@@ -65,9 +68,9 @@ def prepare(
 
 def numbered(data: Any) -> Any:
     """Encoded data whose groups have numbers of their own (sets that were put together bring the same numbers twice)."""
-    if isinstance(data, IterableDataset) or len(set(data["group"])) == len(data):
+    if isinstance(data, IterableDataset) or pc.count_distinct(data.data.table["group"]).as_py() == len(data):
         return data
-    return data.remove_columns("group").add_column("group", list(range(len(data))))
+    return data.remove_columns("group").add_column("group", np.arange(len(data)))
 
 
 def nothing_left(name: str, report: EncodeReport) -> DataError:
@@ -103,7 +106,7 @@ def _map(data: Dataset, encoder: Encoder, *, ties: str, num_proc: int | None, na
         notes += [(f"bad {kind}", message, 1) for kind, message in bad]
         columns["note"] = [""] * len(encoded)
         for kind, text, count in notes:
-            empty = {"token_ids": [], "chosen": [], "rejected": [], "margin": [], "weight": [], "probability": [], "group": -1, "length": count}
+            empty = {"token_ids": [], "chosen": [], "rejected": [], "margin": [], "weight": [], "probability": [], "group": -1, "length": count, "tokens": 0}
             for key, value in empty.items():
                 columns[key].append(value)
             columns["note"].append(f"{kind}\t{text}")
@@ -131,8 +134,9 @@ def _map(data: Dataset, encoder: Encoder, *, ties: str, num_proc: int | None, na
     report.groups[name], report.kept[name] = len(data), len(encoded)
     if not len(encoded):
         raise nothing_left(name, report)
-    report.longest = max(encoded["length"])
-    report.tokens = sum(len(ids) for row in encoded["token_ids"] for ids in row)
+    table = encoded.data.table
+    report.longest = pc.max(table["length"]).as_py()
+    report.tokens = pc.sum(pc.list_value_length(pc.list_flatten(table["token_ids"]))).as_py()
     return numbered(encoded), report
 
 

@@ -304,6 +304,11 @@ def common_prefix(sequences: Sequence[Sequence[int]]) -> int:
     return n
 
 
+def shared_prefix(sequences: Sequence[list[int]]) -> int:
+    """`common_prefix` of many: that of the first and the last in lexicographic order."""
+    return common_prefix([min(sequences), max(sequences)])
+
+
 # --- tokenizers -----------------------------------------------------------------------------------------------------------------------------
 
 

@@ -1,8 +1,9 @@
-"""A sequence classifier with one output as reward model: forward(input_ids, attention_mask) -> RewardOutput.
+"""A sequence classifier with one output as reward model: forward(input_ids, attention_mask | trees) -> RewardOutput.
 
 The model stays what transformers knows, a `*ForSequenceClassification` with its own class name, weights and config, so that saving, PEFT, FSDP,
 DeepSpeed and every consumer of checkpoints work unchanged. Only its forward is ours: decoders pool the last real token by the attention mask
-(`RewardForward`), encoders keep the pooler of their own class, and the head is float32 in both.
+(`RewardForward`), encoders keep the pooler of their own class, and the head is float32 in both. Either reads N padded rows, or one packed row of
+`trees` (see layout.py) once `choose_packing` has set the model up for it.
 """
 
 from __future__ import annotations
@@ -19,7 +20,9 @@ from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTok
 from transformers.utils import ModelOutput
 
 from palate.errors import ModelError
+from palate.models.attention import LAYOUT, no_mask
 from palate.models.heads import head_name, head_names, initialise_head, use_float32
+from palate.models.layout import Layout, Trees
 from palate.models.pooling import gather_tokens, last_token
 
 
@@ -33,15 +36,67 @@ class RewardOutput(ModelOutput):
 class RewardForward:
     """Mixed in front of a decoder's sequence-classification class: pool by mask, then apply the head to the pooled token only."""
 
-    def forward(self, input_ids: Tensor, attention_mask: Tensor | None = None, position_ids: Tensor | None = None, **kwargs: Any) -> RewardOutput:
-        """Rewards of N right- or left-padded rows. [N, L], [N, L] -> RewardOutput"""
+    def forward(
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        trees: Trees | None = None,
+        backend: str | None = None,
+        **kwargs: Any,
+    ) -> RewardOutput:
+        """Rewards of N right- or left-padded rows, or of the N sequences of one packed row. [N, L], [N, L] or [1, T] -> RewardOutput
+
+        `backend`: `segments`, `flex` or `dense` attention for a packed row; by default the device's.
+        """
         kwargs = {key: value for key, value in kwargs.items() if key not in ("labels", "use_cache", "return_dict", "inputs_embeds")}
+        backbone = getattr(self, self.base_model_prefix)  # type: ignore[attr-defined]
+        if trees is not None:
+            layout = Layout.of(trees, causal=True, device=input_ids.device, backend=backend)
+            # the cache must be off: with it, block masks are silently left out
+            packed: Any = {"attention_mask": no_mask(), "position_ids": layout.positions, LAYOUT: layout}
+            output = backbone(input_ids, use_cache=False, **packed, **kwargs)
+            return RewardOutput(logits=self.score(output.last_hidden_state[0, layout.reads]))  # type: ignore[attr-defined]
         if attention_mask is None:
             attention_mask = torch.ones_like(input_ids)
-        backbone = getattr(self, self.base_model_prefix)  # type: ignore[attr-defined]
         output = backbone(input_ids, attention_mask=attention_mask, position_ids=position_ids, use_cache=False, **kwargs)
         pooled = gather_tokens(output.last_hidden_state, last_token(attention_mask))
         return RewardOutput(logits=self.score(pooled))  # type: ignore[attr-defined]
+
+
+class PackedEncoder:
+    """Mixed in front of an encoder's classification class: given `trees`, its backbone runs on one packed row and the rest on first tokens."""
+
+    def forward(self, input_ids: Tensor, attention_mask: Tensor | None = None, trees: Trees | None = None, backend: str | None = None, **kwargs: Any) -> Any:
+        run = super().forward  # type: ignore[misc]
+        if trees is None:
+            return run(input_ids=input_ids, attention_mask=attention_mask, **kwargs)
+        offset = position_offset(self)  # type: ignore[arg-type]
+        layout = Layout.of(trees, causal=False, device=input_ids.device, backend=backend, offset=offset)
+        return run(input_ids=input_ids, attention_mask=no_mask(), position_ids=layout.positions, **{LAYOUT: layout}, **kwargs)
+
+
+class PackedBackbone:
+    """Mixed in front of an encoder's backbone: after a packed row it gives what N padded rows of first tokens would look like."""
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        output = super().forward(*args, **kwargs)  # type: ignore[misc]
+        layout: Layout | None = kwargs.get(LAYOUT)
+        if layout is not None:
+            output.last_hidden_state = output.last_hidden_state[0, layout.reads][:, None]  # [N, 1, H]
+            pooler = getattr(self, "pooler", None)
+            if pooler is not None:
+                output.pooler_output = pooler(output.last_hidden_state)
+        return output
+
+
+def pack_encoder(model: PreTrainedModel) -> None:
+    """Teach an encoder to read packed rows, in place; class names stay what config.json records."""
+    backbone: Any = getattr(model, model.base_model_prefix)
+    for module, mixin in ((model, PackedEncoder), (backbone, PackedBackbone)):
+        kind = type(module)
+        if not issubclass(kind, mixin):
+            module.__class__ = type(kind.__name__, (mixin, kind), {"__module__": kind.__module__})
 
 
 def is_decoder(model: PreTrainedModel) -> bool:
@@ -219,10 +274,20 @@ def position_limit(model: PreTrainedModel) -> int | None:
     config = model.config.get_text_config()
     if getattr(config, "rope_parameters", None) or getattr(config, "rope_theta", None):
         return None
-    names = ("wpe", "position_embeddings", "embed_positions")  # GPT-2; BERT and RoBERTa; OPT
-    table = next((m for name, m in model.named_modules() if isinstance(m, nn.Embedding) and name.rsplit(".", 1)[-1] in names), None)
+    table = position_table(model)
     if table is None:
         return None
-    # RoBERTa counts positions from padding_idx + 1, OPT from 2: the config knows the table's size, not always the usable part of it.
-    offset = getattr(table, "offset", 0) or (table.padding_idx + 1 if table.padding_idx is not None else 0)
-    return table.num_embeddings - offset
+    # The config knows the table's size, not always the usable part of it.
+    return table.num_embeddings - (getattr(table, "offset", 0) or position_offset(model))
+
+
+def position_table(model: PreTrainedModel) -> nn.Embedding | None:
+    """The table of learned absolute positions, if there is one."""
+    names = ("wpe", "position_embeddings", "embed_positions")  # GPT-2; BERT and RoBERTa; OPT
+    return next((m for name, m in model.named_modules() if isinstance(m, nn.Embedding) and name.rsplit(".", 1)[-1] in names), None)
+
+
+def position_offset(model: PreTrainedModel) -> int:
+    """The number of a sequence's first position, as its caller must give it: RoBERTa counts from padding_idx + 1, all others from 0."""
+    table = position_table(model)
+    return table.padding_idx + 1 if table is not None and table.padding_idx is not None else 0

@@ -1,10 +1,11 @@
-"""A checkpoint as a Scorer: length-sorted batches under a token budget, float32 rewards, input order restored.
+"""A checkpoint as a Scorer: packed rows under a token budget, every shared prompt computed once, float32 rewards, input order restored.
 
 `load_scorer(dir)` replays the golden examples of the contract first and refuses a checkpoint that does not reproduce them.
 """
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,16 +16,17 @@ from tqdm.auto import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from palate.data.collation import PreferenceCollator
-from palate.data.tokenization import DEFAULT_SEPARATOR, Encoder, as_exchange, prepare_tokenizer
+from palate.data.packing import Planted, batches_by_length, default_budget, fill, packed_row, plant
+from palate.data.tokenization import DEFAULT_SEPARATOR, Encoder, as_exchange, prepare_tokenizer, shared_prefix
 from palate.errors import ContractError, DataError
 from palate.models.checkpoints import GOLDEN_TOLERANCE, RewardContract, find_contract, read_contract
+from palate.models.engine import CHECKED_SEQUENCES, Engine, checked, choose_packing, packing_error
 from palate.models.reward_model import check_local, fit_tokenizer, is_decoder, load_pretrained, load_tokenizer, position_limit
 from palate.types import Conversation, Exchange, TokenIds
 
-TOKEN_BUDGET = 16_384
-"""Padded tokens of one batch: enough to fill a CPU's caches or a small GPU, little enough for 8B models on 24 GB."""
+logger = logging.getLogger(__name__)
 
-CHUNK = 4096  # exchanges tokenized and sorted together; bounds memory on long inputs
+CHUNK = 4096  # exchanges tokenized, and searched for shared prompts, together; bounds memory on long inputs
 
 
 class LocalScorer:
@@ -43,7 +45,8 @@ class LocalScorer:
         separator: str = DEFAULT_SEPARATOR,
         on_long: str = "error",
         cut_prompts: bool = False,
-        token_budget: int = TOKEN_BUDGET,
+        token_budget: int | None = None,
+        packing: str = "auto",
         device: str | torch.device | None = None,
         contract: RewardContract | None = None,
     ):
@@ -53,10 +56,13 @@ class LocalScorer:
         self.encoder = Encoder(tokenizer, max_length=max_length, separator=separator)
         self.on_long = on_long
         self.cut_prompts = cut_prompts
-        self.token_budget = token_budget
+        self.token_budget = token_budget or default_budget(self.device.type)
         self.contract = contract
+        self.packing = packing
+        self.engine: Engine = choose_packing(self.model, packing, max_length)
         assert tokenizer.pad_token_id is not None
         self._pad = PreferenceCollator(int(tokenizer.pad_token_id)).pad
+        self._packing_checked = False
 
     def score(self, conversations: Sequence[Exchange | Conversation], *, progress: bool = False, on_long: str | None = None) -> np.ndarray:
         """Rewards of N conversations, float32 [N], in input order.
@@ -92,24 +98,57 @@ class LocalScorer:
         return fitted
 
     def _batches(self, ids: Sequence[list[int] | None]) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-        """(rows, rewards) batch by batch, longest first, so that memory is claimed once and padding stays small."""
-        rows = np.array([i for i, x in enumerate(ids) if x is not None], dtype=int)
+        """(rows, rewards) batch by batch."""
         lost = np.array([i for i, x in enumerate(ids) if x is None], dtype=int)
         if len(lost):
             yield lost, np.full(len(lost), np.nan, dtype=np.float32)
-        rows = rows[np.argsort([-len(ids[i]) for i in rows], kind="stable")]
-        start = 0
-        while start < len(rows):
-            size = max(1, self.token_budget // len(ids[rows[start]]))
-            batch = rows[start : start + size]
-            yield batch, self.score_ids([ids[i] for i in batch])
-            start += size
+        # Equal sequences are computed once: their rewards must tie, and two places in a row may round differently.
+        rows: dict[tuple[int, ...], list[int]] = {}
+        for i, x in enumerate(ids):
+            if x is not None:
+                rows.setdefault(tuple(x), []).append(i)
+        same = list(rows.values())
+        for members, rewards in self._rewards([list(sequence) for sequence in rows]):
+            counts = [len(same[i]) for i in members]
+            yield np.concatenate([same[i] for i in members]), np.repeat(rewards, counts)
+
+    def score_ids(self, sequences: Sequence[list[int]]) -> np.ndarray:
+        """Rewards of token sequences as they stand, float32 [N]."""
+        rewards = np.empty(len(sequences), dtype=np.float32)
+        for members, values in self._rewards(sequences):
+            rewards[members] = values
+        return rewards
+
+    def _rewards(self, sequences: Sequence[list[int]]) -> Iterator[tuple[list[int], np.ndarray]]:
+        """(indices, rewards) of a batch after the other, the largest first, so that memory is claimed once."""
+        if self.engine.packing != "padded" and not self._packing_checked and sequences:
+            self._check_packing(sequences[:CHECKED_SEQUENCES])
+        if self.engine.packing == "padded":
+            for members in batches_by_length([len(ids) for ids in sequences], self.token_budget):
+                yield members, self._run(self._pad([sequences[i] for i in members]))
+            return
+        planted = plant(sequences, self.token_budget) if self.engine.packing == "shared" else [Planted([i], 0) for i in range(len(sequences))]
+        sizes = [tree.prefix + sum(len(sequences[i]) - tree.prefix for i in tree.indices) for tree in planted]
+        for row in sorted(fill(sizes, self.token_budget), key=lambda row: -sum(sizes[t] for t in row)):
+            members = [i for t in row for i in planted[t].indices]
+            yield members, self._run(packed_row([[sequences[i] for i in planted[t].indices] for t in row], [planted[t].prefix for t in row]))
 
     @torch.inference_mode()
-    def score_ids(self, sequences: Sequence[Sequence[int]]) -> np.ndarray:
-        """Rewards of token sequences as they stand, float32 [N] (one padded batch)."""
-        batch = {key: value.to(self.device) for key, value in self._pad(sequences).items()}
-        return self.model(**batch).logits[:, 0].float().cpu().numpy()
+    def _run(self, batch: dict[str, Any]) -> np.ndarray:
+        on_device = {key: value.to(self.device) if isinstance(value, torch.Tensor) else value for key, value in batch.items()}
+        return self.model(**on_device).logits[:, 0].float().cpu().numpy()
+
+    def _check_packing(self, sequences: Sequence[list[int]]) -> None:
+        """Compute a few sequences packed and padded; where they differ, everything is padded from here on."""
+        self._packing_checked = True
+        prefix = shared_prefix(sequences) if self.engine.packing == "shared" else 0
+        trees = [sequences] if prefix else [[ids] for ids in sequences]
+        packed, padded = packed_row(trees, [prefix] * len(trees)), self._pad(sequences)
+        move = {key: value.to(self.device) if isinstance(value, torch.Tensor) else value for key, value in packed.items()}
+        problem = packing_error(self.model, move, {key: value.to(self.device) for key, value in padded.items()})
+        self.engine = checked(self.engine, problem, self.packing)
+        if problem:
+            logger.warning("packing: padded (%s)", problem)
 
 
 def load_scorer(
@@ -118,7 +157,8 @@ def load_scorer(
     verify: bool = True,
     device: str | torch.device | None = None,
     dtype: torch.dtype | str | None = None,
-    token_budget: int = TOKEN_BUDGET,
+    token_budget: int | None = None,
+    packing: str = "auto",
     max_length: int | None = None,
     revision: str | None = None,
     trust_remote_code: bool = False,
@@ -128,7 +168,8 @@ def load_scorer(
 
     The golden examples are replayed first; a checkpoint that does not reproduce them raises ContractError. A reward model without a contract
     (from another trainer) is accepted: its chat template is used as it stands, plain text gets EOS, and nothing can be verified.
-    `dtype`: load the backbone in another precision; golden scores are then compared within that precision's rounding.
+    `dtype`: load the backbone in another precision; golden scores are then compared within that precision's rounding. `packing`: see
+    RewardConfig; `token_budget`: tokens computed at a time.
     """
     directory = str(directory)
     check_local(directory)
@@ -146,6 +187,7 @@ def load_scorer(
         separator=contract.separator if contract else DEFAULT_SEPARATOR,
         cut_prompts=contract is not None and contract.length_policy == "truncate_prompt",
         token_budget=token_budget,
+        packing=packing,
         device=device,
         contract=contract,
     )

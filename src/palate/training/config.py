@@ -9,6 +9,7 @@ from transformers import TrainingArguments
 
 from palate.data.tokenization import DEFAULT_SEPARATOR, LENGTH_POLICIES
 from palate.errors import ConfigError
+from palate.models.engine import PACKINGS
 
 FULL_LEARNING_RATES = (
     (200e6, 5e-5),  # encoders and tiny models: BERT's fine-tuning range (arXiv 1810.04805, appendix A.3)
@@ -70,6 +71,18 @@ class RewardConfig(TrainingArguments):
         default=None, metadata={"help": "Pad rows to a multiple of this many tokens (8 or 64 suits tensor cores). `auto` means none."}
     )
 
+    packing: str = field(
+        default="auto",
+        metadata={
+            "help": "How a batch is computed: `shared` (rows of trees, each prompt once), `packed` (rows of whole sequences), `padded`, or `auto`: the "
+            "fastest that is exact for the model."
+        },
+    )
+    token_budget: int | None = field(
+        default=None,
+        metadata={"help": "Tokens computed at a time; a larger batch is cut into parts, never changed. Unset: 16384, and 2048 on a CPU."},
+    )
+
     # --- data ---
     dataset_num_proc: int | None = field(default=None, metadata={"help": "Processes that tokenize a `datasets` object."})
     on_bad_row: str = field(
@@ -95,6 +108,10 @@ class RewardConfig(TrainingArguments):
         for name, allowed in (("on_bad_row", ("error", "drop")), ("ties", ("drop", "soft"))):
             if getattr(self, name) not in allowed:
                 raise ConfigError(f"{name} is {getattr(self, name)!r}, expected one of {', '.join(allowed)}")
+        if self.packing not in PACKINGS:
+            raise ConfigError(f"packing is {self.packing!r}, expected one of {', '.join(PACKINGS)}")
+        if self.token_budget is not None and self.token_budget < 1:
+            raise ConfigError(f"token_budget is {self.token_budget}, expected at least 1")
         if self.pad_to_multiple_of == "auto":
             self.pad_to_multiple_of = None
         if isinstance(self.pad_to_multiple_of, str):

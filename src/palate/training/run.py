@@ -20,7 +20,7 @@ from transformers.trainer_utils import get_last_checkpoint
 from palate.data.collation import encoded_row
 from palate.data.loading import LoadReport, fingerprint, iter_groups, load_groups, mix, prompt_key, split_by_prompt
 from palate.data.preparation import ENCODED_FEATURES
-from palate.data.tokenization import EncodeReport
+from palate.data.tokenization import Encoder, EncodeReport
 from palate.errors import ConfigError, DataError, Interrupted, PalateError, StorageError
 from palate.models.checkpoints import package_versions, whole_directory, write_text
 from palate.training.callbacks import StopOnInterrupt, TrainingBar
@@ -119,11 +119,11 @@ def build_trainer(settings: RunSettings, data: RunData, callbacks: list[Any] | N
     if data.train is None:
         report = trainer.reports["train"] = EncodeReport()
         keep_batches_whole(trainer.args)
-        trainer.train_dataset = streamed(settings, trainer, report)
+        trainer.train_dataset = streamed(settings, trainer.encoder, report)
     return trainer
 
 
-def streamed(settings: RunSettings, trainer: RewardTrainer, report: EncodeReport) -> IterableDataset:
+def streamed(settings: RunSettings, encoder: Encoder, report: EncodeReport) -> IterableDataset:
     """Encoded groups read as training asks for them, source after source, shuffled within a buffer."""
 
     def groups() -> Iterator[PreferenceGroup]:
@@ -135,7 +135,7 @@ def streamed(settings: RunSettings, trainer: RewardTrainer, report: EncodeReport
                 raise DataError(f"{account.source}: {sum(account.bad.values())} rows cannot be used: " + "; ".join(account.examples))
 
     def rows() -> Iterator[dict[str, Any]]:
-        for i, encoded in enumerate(trainer.encoder.encode_groups(groups(), report, ties=settings.data.ties)):
+        for i, encoded in enumerate(encoder.encode_groups(groups(), report, ties=settings.data.ties)):
             yield encoded_row(encoded, i)
 
     return IterableDataset.from_generator(rows, features=ENCODED_FEATURES).shuffle(seed=settings.data.seed, buffer_size=SHUFFLE_BUFFER)
@@ -155,6 +155,7 @@ def dry_run(settings: RunSettings) -> dict[str, Any]:
         "encoded": {name: report.as_dict() for name, report in trainer.reports.items()},
         "learning_rate": trainer.args.learning_rate,
         "parameters": trainer.model.num_parameters(),
+        "packing": trainer.engine._asdict(),
         "prompts_in_both_sets": shared_prompts(data),
         "first_pair": {side: {"ids": list(ids), "text": decode(ids)} for side, ids in sides.items()},
     }
@@ -205,6 +206,7 @@ def run_record(trainer: RewardTrainer, data: RunData, metrics: dict[str, float])
         "sources": [report.as_dict() for report in data.reports],
         "encoded": {name: report.as_dict() for name, report in trainer.reports.items()},
         "learning_rate": trainer.args.learning_rate,
+        "packing": trainer.engine._asdict(),
         "metrics": metrics,
         "log_history": trainer.state.log_history,
     }

@@ -56,6 +56,8 @@ class DataSettings(Section):
     ties: Literal["drop", "soft"] = Field("drop", description="Tied comparisons: leave out, or train towards probability 0.5.")
     on_bad_row: Literal["error", "drop"] = Field("error", description="Rows that cannot be used: name them all and stop, or count and leave them.")
     columns: dict[str, str] | None = Field(None, description="Our column names -> the data's, for every source without its own.")
+    packing: Literal["auto", "shared", "packed", "padded"] = Field("auto", description="How batches are computed; auto: the fastest exact way.")
+    token_budget: int | None = Field(None, gt=0, description="Tokens computed at a time; larger batches are cut into parts. Unset: by device.")
     streaming: bool = Field(False, description="Read training rows while training (needs training.max_steps).")
     num_proc: int | None = Field(None, description="Processes that tokenize hub data sets.")
     seed: int = Field(42, description="Seed of mixing and of the held-out split.")
@@ -100,7 +102,7 @@ class EvalSettings(Section):
     bins: int = Field(10, gt=0, description="Bins of the reliability curve and of ECE.")
     confidence: float = Field(0.95, gt=0, lt=1, description="Confidence of the intervals.")
     limit: int | None = Field(None, gt=0, description="Evaluate only the first so many groups.")
-    token_budget: int = Field(16_384, gt=0, description="Padded tokens of one scoring batch.")
+    token_budget: int | None = Field(None, gt=0, description="Tokens scored at a time. Unset: by device.")
 
 
 class RunSettings(Section):
@@ -127,6 +129,8 @@ class RunSettings(Section):
             "ties": data.ties,
             "on_bad_row": data.on_bad_row,
             "dataset_num_proc": data.num_proc,
+            "packing": data.packing,
+            "token_budget": data.token_budget,
             "loss_type": loss.type,
             "use_margins": loss.margins,
             "label_smoothing": loss.label_smoothing,
@@ -147,6 +151,8 @@ OWNED_ELSEWHERE = {
     "ties": "data.ties",
     "on_bad_row": "data.on_bad_row",
     "dataset_num_proc": "data.num_proc",
+    "packing": "data.packing",
+    "token_budget": "data.token_budget",
     "loss_type": "loss.type",
     "use_margins": "loss.margins",
     "label_smoothing": "loss.label_smoothing",

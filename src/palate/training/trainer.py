@@ -1,8 +1,8 @@
 """RewardTrainer: transformers.Trainer over index batches, with a loss reduced by the weight of the whole optimizer step.
 
-The constructor is TRL's. What differs underneath: every response is forwarded once and compared by index; 8 steps of accumulation give the
-gradient of one batch of 8; logged figures are exact over all comparisons of the interval, not means of batch means; evaluation is exact over
-comparisons; saving writes the contract.
+The constructor is TRL's. What differs underneath: every response is forwarded once and compared by index, in packed rows that compute each
+prompt once; a token budget cuts a batch into parts and changes nothing else; 8 steps of accumulation give the gradient of one batch of 8; logged
+figures are exact over all comparisons of the interval, not means of batch means; evaluation is exact over comparisons; saving writes the contract.
 """
 
 from __future__ import annotations
@@ -17,20 +17,24 @@ from typing import Any, TypeAlias
 
 import numpy as np
 import torch
+from accelerate.data_loader import SeedableRandomSampler
 from accelerate.utils import gather_object
 from datasets import Dataset, DatasetDict, IterableDataset, IterableDatasetDict
 from safetensors import SafetensorError
 from torch import Tensor, nn
+from torch.utils.data import RandomSampler
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer, TrainerCallback, set_seed
 from transformers.trainer_utils import EvalLoopOutput, EvalPrediction
 
 from palate.data.collation import COMPARISON_KEYS, PreferenceCollator
 from palate.data.formats import parse_row
+from palate.data.packing import BalancedSampler, PackingCollator, default_budget, first_trees, num_tokens, whole_sequences
 from palate.data.preparation import is_encoded, prepare
 from palate.data.tokenization import Encoder, EncodeReport, prepare_tokenizer
 from palate.errors import DataError, ModelError, RowError, StorageError
 from palate.losses.objective import Objective
 from palate.models.checkpoints import RewardStatistics
+from palate.models.engine import CHECKED_SEQUENCES, Engine, checked, choose_packing, packing_error
 from palate.models.heads import head_name
 from palate.models.reward_model import RewardOutput, as_reward_model, fit_tokenizer, load_pretrained, load_tokenizer, position_limit, turn_dropout_off
 from palate.stats.calibration import fit_temperature
@@ -110,6 +114,10 @@ class RewardTrainer(Trainer):
         fit_tokenizer(reward_model, tokenizer)
         args.max_length = within_positions(args.max_length, reward_model)
         self.encoder = Encoder(tokenizer, max_length=args.max_length, length_policy=args.length_policy, separator=args.prompt_separator)
+        wrapper: Any = reward_model
+        self.engine: Engine = choose_packing(
+            wrapper.get_base_model() if isinstance(getattr(wrapper, "peft_config", None), dict) else wrapper, args.packing, args.max_length
+        )
         args.learning_rate = args.resolved_learning_rate(reward_model.num_parameters(), lora=peft_config is not None)
         if peft_config is not None:
             reward_model = wrap_peft(reward_model, peft_config, args)
@@ -124,10 +132,11 @@ class RewardTrainer(Trainer):
             train_dataset = self._prepare(train_dataset, args, "train")
         if eval_dataset is not None:
             eval_dataset = self._prepare_evaluation(eval_dataset, args)
+        self._pad = PreferenceCollator(int(tokenizer.pad_token_id), args.pad_to_multiple_of)  # type: ignore[arg-type]
         super().__init__(
             model=reward_model,
             args=args,
-            data_collator=data_collator or PreferenceCollator(int(tokenizer.pad_token_id), args.pad_to_multiple_of),  # type: ignore[arg-type]
+            data_collator=data_collator or PackingCollator(self.engine.packing, self._pad, args.token_budget or default_budget(args.device.type)),
             train_dataset=train_dataset,
             eval_dataset=eval_dataset,
             processing_class=tokenizer,
@@ -143,6 +152,9 @@ class RewardTrainer(Trainer):
         self._extremes: list[Tensor] = []
         self._episodes, self._tokens = 0, 0
         self._evaluated: dict[int, np.ndarray] | None = None
+        self._packing_checked = False
+        if args.process_index == 0:
+            logger.info("packing: %s%s", self.engine.packing, f" ({self.engine.reason})" if self.engine.reason else "")
 
     # --- data -------------------------------------------------------------------------------------------------------------------------------
 
@@ -162,15 +174,31 @@ class RewardTrainer(Trainer):
 
     def _set_signature_columns_if_needed(self) -> None:
         if self._signature_columns is None:
-            columns: Any = ["token_ids", "length", *COMPARISON_KEYS]
+            columns: Any = ["token_ids", "length", "tokens", *COMPARISON_KEYS]
             self._signature_columns = columns
+
+    def _get_train_sampler(self, train_dataset: Any = None) -> Any:
+        """Trainer's order; among several ranks, each step's groups are dealt so that all have as many tokens to compute."""
+        base = super()._get_train_sampler(train_dataset)
+        data: Any = self.train_dataset if train_dataset is None else train_dataset
+        if self.args.world_size == 1 or base is None:
+            return base
+        if type(base) is RandomSampler:  # as accelerate seeds it, so that every rank draws the same order
+            seed = self.args.seed if self.args.data_seed is None else self.args.data_seed
+            base = SeedableRandomSampler(data, data_seed=seed, generator=torch.Generator())
+        batches = self.args.world_size * self.args.gradient_accumulation_steps
+        sizes = data.data.table["tokens" if "tokens" in data.column_names else "length"].to_numpy()
+        if data._indices is not None:
+            sizes = sizes[data._indices.column(0).to_numpy()]
+        return BalancedSampler(base, sizes, self._train_batch_size, batches)
 
     # --- loss -------------------------------------------------------------------------------------------------------------------------------
 
     def compute_loss(self, model: nn.Module, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Tensor | int | None = None) -> Any:
         """Loss of an index batch: sum of weighted losses over the weight of the whole optimizer step (`num_items_in_batch`)."""
         comparisons = {key: inputs[key] for key in COMPARISON_KEYS}
-        outputs: RewardOutput = model(**{key: value for key, value in inputs.items() if key not in comparisons})
+        rows = {key: value for key, value in inputs.items() if key not in (*COMPARISON_KEYS, REPEATED)}
+        outputs: RewardOutput = model(**rows)
         rewards = outputs.logits[:, 0]  # type: ignore[index]
         result = self.objective(rewards, comparisons)
         if num_items_in_batch is None:
@@ -178,7 +206,7 @@ class RewardTrainer(Trainer):
         else:
             # DDP averages gradients over ranks while the weight is already global.
             loss = result.total / num_items_in_batch * self.accelerator.num_processes
-        if self.model.training:
+        if self.model.training and REPEATED not in inputs:
             self._count(result.metrics, rewards.detach(), inputs)
         elif self._evaluated is not None:
             self._record(rewards.detach(), comparisons)
@@ -188,9 +216,9 @@ class RewardTrainer(Trainer):
         """Weight of all comparisons of an optimizer step, over accumulation steps and ranks."""
         if not batch_samples:
             return None
-        if "weight" not in batch_samples[0]:
-            raise DataError(f"the data collator gave {sorted(batch_samples[0])}; expected an index batch with {', '.join(COMPARISON_KEYS)}")
-        weight = torch.stack([batch["weight"].sum() for batch in batch_samples]).sum().to(device)
+        if "weight" not in (first := parts_of(batch_samples[0])[0]):
+            raise DataError(f"the data collator gave {sorted(first)}; expected an index batch with {', '.join(COMPARISON_KEYS)}")
+        weight = torch.stack([part["weight"].sum() for batch in batch_samples for part in parts_of(batch)]).sum().to(device)
         return self.accelerator.gather(weight).sum()
 
     @contextlib.contextmanager
@@ -201,9 +229,63 @@ class RewardTrainer(Trainer):
         with torch.autograd.graph.save_on_cpu(pin_memory=torch.cuda.is_available()):
             yield
 
-    def training_step(self, *args: Any, **kwargs: Any) -> Tensor:
+    def training_step(self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: Tensor | int | None = None) -> Tensor:
+        """Forward and backward of each part of a batch in turn; gradients are exchanged between ranks after the last."""
+        *others, last = self._ready(model, inputs)
+        losses = []
         with self._offload():
-            return super().training_step(*args, **kwargs)
+            for part in others:
+                with self._more_to_come(model):
+                    losses.append(super().training_step(model, part, num_items_in_batch))
+            losses.append(super().training_step(model, last, num_items_in_batch))
+        return torch.stack(losses).sum()
+
+    def prediction_step(self, model: nn.Module, inputs: dict[str, Any], prediction_loss_only: bool, ignore_keys: list[str] | None = None) -> Any:
+        """The parts of an evaluation batch; the rewards are recorded by `compute_loss`, and the loss is computed from them at the end."""
+        losses: list[Any] = [super(RewardTrainer, self).prediction_step(model, part, True, ignore_keys)[0] for part in self._ready(model, inputs)]
+        return torch.stack(losses).mean(), None, None
+
+    def _ready(self, model: nn.Module, inputs: dict[str, Any]) -> list[dict[str, Any]]:
+        """The parts of a batch as they are computed: checked once, padded if the check said so, as many on each rank as sharded weights need."""
+        parts = [self._prepare_inputs(part) for part in parts_of(inputs)]
+        if not self._packing_checked and "trees" in parts[0]:
+            self._check_packing(model, parts[0])
+        if self.engine.packing == "padded":
+            parts = [self._padded(part) if "trees" in part else part for part in parts]
+        if (self.is_fsdp_enabled or self.is_deepspeed_enabled) and self.args.world_size > 1:
+            # every rank must gather the shards as often; a rank with fewer parts repeats its last one at weight 0
+            most = int(self.accelerator.gather(torch.tensor([len(parts)], device=self.args.device)).max())
+            repeated = {**parts[-1], "weight": torch.zeros_like(parts[-1]["weight"]), REPEATED: True}
+            parts += [repeated] * (most - len(parts))
+        return parts
+
+    def _check_packing(self, model: nn.Module, part: dict[str, Any]) -> None:
+        """Compute the first sequences packed and padded, on every rank; where they differ, everything is padded from here on."""
+        self._packing_checked = True
+        packed = first_trees(part, CHECKED_SEQUENCES)
+        padded = self._prepare_inputs(self._pad.pad(whole_sequences(packed)))
+        sharded = torch.bfloat16 if self.args.bf16 and (self.is_fsdp_enabled or self.is_deepspeed_enabled) else None
+        problem = packing_error(model, packed, padded, sharded)
+        ranks = self.accelerator.reduce(torch.tensor(float(problem is not None), device=self.args.device), "sum")
+        if ranks and problem is None:
+            problem = "packed and padded rewards differ on another rank"
+        self.engine = checked(self.engine, problem, self.args.packing)
+        if problem and self.args.process_index == 0:
+            logger.warning("packing: padded (%s)", problem)
+
+    def _padded(self, part: dict[str, Any]) -> dict[str, Any]:
+        comparisons = {key: value for key, value in part.items() if key not in ("input_ids", "trees")}
+        return self._prepare_inputs(self._pad.pad(whole_sequences(part))) | comparisons
+
+    @contextlib.contextmanager
+    def _more_to_come(self, model: nn.Module) -> Iterator[None]:
+        """No exchange of gradients yet. FSDP exchanges all the same: holding whole gradients back would cost the memory that it saves."""
+        state: Any = self.accelerator.gradient_state
+        before = state.sync_gradients
+        state._set_sync_gradients(False)
+        with contextlib.nullcontext() if self.is_fsdp_enabled or self.is_deepspeed_enabled else self.accelerator.no_sync(model):
+            yield
+        state._set_sync_gradients(before)
 
     # --- metrics ----------------------------------------------------------------------------------------------------------------------------
 
@@ -212,7 +294,8 @@ class RewardTrainer(Trainer):
         for name, pair in metrics.items():
             value = torch.stack(pair).to(self._sum_dtype)
             self._sums[name] = self._sums.get(name, torch.zeros_like(value)) + value
-        counts = torch.stack([rewards.new_tensor(len(rewards)), rewards.sum(), inputs["attention_mask"].sum().float()]).to(self._sum_dtype)
+        tokens = torch.as_tensor(num_tokens(inputs), device=rewards.device)
+        counts = torch.stack([rewards.new_tensor(len(rewards)), rewards.sum(), tokens]).to(self._sum_dtype)
         self._sums["_counts"] = self._sums.get("_counts", torch.zeros_like(counts)) + counts
         groups = inputs["group"]  # comparisons of a group stand together, so changes count groups (and nothing is synchronised)
         self._sums["_groups"] = self._sums.get("_groups", torch.zeros_like(counts[:1])) + 1 + (groups[1:] != groups[:-1]).sum()
@@ -358,6 +441,15 @@ class RewardTrainer(Trainer):
                 data_fingerprint=self.data_fingerprint,
             )
             contract.save(output_dir or self.args.output_dir)  # type: ignore[arg-type]
+
+
+REPEATED = "repeated"
+"""Marks a part that a rank computes again only to keep step with the others."""
+
+
+def parts_of(batch: dict[str, Any]) -> list[dict[str, Any]]:
+    """The index batches of a batch (one, where a collator of the user's gave it)."""
+    return batch.get("parts") or [batch]
 
 
 # --- parts of the constructor -----------------------------------------------------------------------------------------------------------------
