@@ -35,6 +35,7 @@ map: $(STAMP)  ## print the tree of the source with the first line of each file
 	@$(BIN)/python tests/test_readme.py
 
 bench: $(STAMP)  ## measured comparisons against peers (see benchmarks/)
+	HF_HUB_OFFLINE=1 $(BIN)/python benchmarks/speed.py
 	HF_HUB_OFFLINE=1 $(BIN)/python benchmarks/quality.py
 
 docs: $(STAMP)  ## build the documentation into site/

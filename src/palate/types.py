@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple, Protocol, TypeAlias
+from typing import Any, Literal, NamedTuple, Protocol, TypeAlias, get_args
 
 import numpy as np
 
@@ -63,6 +63,12 @@ class PreferenceGroup:
 
     def exchanges(self) -> list[Exchange]:
         return [Exchange(self.prompt, response, self.template_args) for response in self.responses]
+
+
+Packing: TypeAlias = Literal["auto", "shared", "packed", "padded"]
+"""How sequences are computed: rows of trees that hold each shared prefix once, rows of whole sequences, padded batches; `auto`: the fastest exact way."""
+
+PACKINGS: tuple[str, ...] = get_args(Packing)
 
 
 class Scorer(Protocol):

@@ -19,7 +19,7 @@ from palate.data.loading import load_groups
 from palate.training.config import RewardConfig
 from palate.training.trainer import RewardTrainer
 
-output, batch = sys.argv[1], int(sys.argv[2])
+output, batch, budget, sharded = sys.argv[1], int(sys.argv[2]), int(sys.argv[3]), sys.argv[4] == "fsdp"
 scores = ([1, 0], [3, 2, 1], [2, 2, 1], [4, 3, 2, 1])
 rows = []
 for i in range(16):
@@ -30,26 +30,31 @@ trainer = RewardTrainer(
     model=tiny_model("qwen3", seed=1),
     args=RewardConfig(
         output_dir=output, per_device_train_batch_size=batch, per_device_eval_batch_size=3, learning_rate=0.1, optim="sgd", logging_steps=1,
-        num_train_epochs=2, report_to="none", save_strategy="no", use_cpu=True, disable_tqdm=True, eval_strategy="epoch",
+        num_train_epochs=2, report_to="none", save_strategy="no", use_cpu=True, disable_tqdm=True, eval_strategy="epoch", token_budget=budget,
+        **({"fsdp": "full_shard", "fsdp_config": {"version": 2, "transformer_layer_cls_to_wrap": ["Qwen3DecoderLayer"]}} if sharded else {}),
     ),
     train_dataset=groups, eval_dataset=groups[:7], processing_class=chatml_tokenizer(),
 )
 trainer.train()
+assert trainer.engine.packing == "shared" and trainer.packing_checked
 trainer.save_model()
+state = trainer.accelerator.get_state_dict(trainer.model)
 if trainer.is_world_process_zero():
     json.dump(trainer.state.log_history, open(output + "/history.json", "w"))
-    torch.save(trainer.accelerator.unwrap_model(trainer.model).state_dict(), output + "/state.pt")
+    torch.save(state, output + "/state.pt")
 trainer.accelerator.wait_for_everyone()
 trainer.accelerator.end_training()
 """
 
 
 @pytest.mark.slow
-def test_two_ranks_equal_one(tmp_path: Path) -> None:
+@pytest.mark.parametrize("wrapping", ["ddp", "fsdp"])
+def test_two_ranks_equal_one(wrapping: str, tmp_path: Path) -> None:
+    """Two ranks cut their batches into parts, not as many on each; one rank computes each batch at once."""
     script = tmp_path / "run.py"
     script.write_text(SCRIPT)
     environment = {**os.environ, "PYTHONPATH": str(Path(__file__).resolve().parents[2]), "OMP_NUM_THREADS": "1"}
-    for ranks, batch in ((1, 8), (2, 4)):
+    for ranks, batch, budget in ((1, 8, 100_000), (2, 4, 60)):
         command = [
             sys.executable,
             "-m",
@@ -59,6 +64,8 @@ def test_two_ranks_equal_one(tmp_path: Path) -> None:
             str(script),
             str(tmp_path / str(ranks)),
             str(batch),
+            str(budget),
+            wrapping if ranks > 1 else "one",
         ]
         done = subprocess.run(command, capture_output=True, text=True, env=environment)
         assert done.returncode == 0, done.stderr[-3000:]

@@ -14,6 +14,7 @@ from safetensors.torch import load_file, save_file
 from tests.conftest import TOKENIZERS, tiny_model
 from transformers import AutoTokenizer, pipeline
 
+from palate.data.tokenization import as_exchange
 from palate.errors import ContractError, DataError
 from palate.models.checkpoints import CONTRACT_NAME
 from palate.scoring.doctor import examine
@@ -221,3 +222,33 @@ def test_a_foreign_reward_model_loads_without_a_contract(tmp_path: Path) -> None
 def test_bfloat16_backbone_keeps_the_contract_within_its_rounding(qwen: Path) -> None:
     scores = load_scorer(qwen, dtype=torch.bfloat16).score(MANY)
     np.testing.assert_allclose(scores, load_scorer(qwen).score(MANY), atol=0.05)
+
+
+def test_responses_to_one_prompt_cost_the_prompt_once(qwen: Path) -> None:
+    """Sixteen responses, in any order among others: the first layer sees the prompt's tokens once."""
+    scorer, padded = load_scorer(qwen), load_scorer(qwen, packing="padded")
+    assert scorer.engine.packing == "shared" and padded.engine.packing == "padded"
+    items = [conversation("what is paris? " * 9, f"the capital {n}") for n in range(16)] + [conversation("berlin?", "yes")]
+    seen: list[int] = []
+    scorer._packing_checked = True
+    hook = scorer.model.model.layers[0].register_forward_hook(lambda module, inputs, output: seen.append(inputs[0].shape[1]))
+    rewards = scorer.score(items[::-1])[::-1]
+    hook.remove()
+    np.testing.assert_allclose(rewards, padded.score(items), atol=1e-6)
+    lengths = [len(ids) for ids in scorer.encoder.encode([as_exchange(item) for item in items])]
+    assert sum(seen) < sum(lengths) / 3
+
+
+def test_equal_conversations_tie_exactly(qwen: Path) -> None:
+    """Places in a row round differently; equal text is computed once, so that it ties."""
+    items = [conversation("a " * (k % 3), "the same answer") for k in range(12)] * 2
+    rewards = load_scorer(qwen, token_budget=30).score(items)
+    assert all(len({rewards[i] for i in range(k, 24, 3)}) == 1 for k in range(3))
+
+
+def test_a_scorer_that_is_not_exact_pads(qwen: Path, caplog: pytest.LogCaptureFixture) -> None:
+    scorer, padded = load_scorer(qwen, verify=False), load_scorer(qwen, verify=False, packing="padded")
+    for one in (scorer, padded):
+        one.model.model.layers[0].mlp.register_forward_hook(lambda module, inputs, output: output + 3 * output.roll(1, dims=1))
+    np.testing.assert_allclose(scorer.score(MANY), padded.score(MANY), atol=1e-6)
+    assert scorer.engine.packing == "padded" and any("packing: padded" in message for message in caplog.messages)

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from palate.training.settings import EvalSettings
-from palate.types import PreferenceGroup
+from palate.types import PACKINGS, PreferenceGroup
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -28,6 +28,7 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument("--limit", type=int, help="only the first so many groups")
     parser.add_argument("--bins", type=int, default=10, help="bins of the reliability curve")
     parser.add_argument("--confidence", type=float, default=0.95)
+    parser.add_argument("--packing", choices=PACKINGS, default="auto", help="how sequences are computed (auto: the fastest exact way)")
     parser.add_argument("--token-budget", type=int, help="tokens computed at a time (default: by device)")
     parser.add_argument("--record", action="store_true", help="write reward mean, spread and temperature into the checkpoint's contract")
     options = parser.parse_args(arguments)
@@ -45,7 +46,9 @@ def main(arguments: Sequence[str]) -> int:
         output=Path(options.output) if options.output else None,
         page=Path(options.page) if options.page else None,
         title=f"{options.model} on {options.data}",
-        settings=EvalSettings(bins=options.bins, confidence=options.confidence, limit=options.limit, token_budget=options.token_budget),
+        settings=EvalSettings(
+            bins=options.bins, confidence=options.confidence, limit=options.limit, packing=options.packing, token_budget=options.token_budget
+        ),
         record=options.record,
         max_length=options.max_length,
         on_long=options.on_long,
@@ -84,7 +87,7 @@ def evaluate_checkpoint(
     from palate.reports.tables import result_table, subset_table
     from palate.scoring.local import describe_model, load_scorer
 
-    scorer = scorer or load_scorer(model, token_budget=settings.token_budget, max_length=max_length)
+    scorer = scorer or load_scorer(model, packing=settings.packing, token_budget=settings.token_budget, max_length=max_length)
     evaluation = evaluate(
         scorer,
         groups[: settings.limit],

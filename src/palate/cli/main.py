@@ -13,6 +13,7 @@ COMMANDS = {
     "eval": "measure a reward model:  palate eval --model out --data test.jsonl --output results.json",
     "score": "add rewards to rows:  palate score --model out --data rows.jsonl --output scored.jsonl",
     "data": "look over preference data:  palate data check FILE",
+    "bench": "speed and memory on this machine, against padding and TRL:  palate bench --data FILE",
     "doctor": "check a saved reward model:  palate doctor DIR",
 }
 

@@ -9,6 +9,8 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
+from palate.types import PACKINGS
+
 CHUNK = 4096  # rows scored and written together
 
 
@@ -21,6 +23,7 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument("--columns", nargs="*", default=[], metavar="OURS=THEIRS", help="column names, e.g. response=answer")
     parser.add_argument("--on-long", choices=("error", "nan", "truncate_prompt"), default="nan", help="beyond max_length (nan: reward null and a reason)")
     parser.add_argument("--max-length", type=int, help="in place of the checkpoint's own")
+    parser.add_argument("--packing", choices=PACKINGS, default="auto", help="how sequences are computed (auto: the fastest exact way)")
     parser.add_argument("--token-budget", type=int, help="tokens computed at a time (default: by device)")
     parser.add_argument("--overwrite", action="store_true", help="replace the output file")
     options = parser.parse_args(arguments)
@@ -36,7 +39,7 @@ def main(arguments: Sequence[str]) -> int:
     if output.exists() and not options.overwrite:
         raise StorageError(f"{output}: exists already; choose another name or pass --overwrite")
     quiet_libraries()
-    scorer = load_scorer(options.model, token_budget=options.token_budget, max_length=options.max_length)
+    scorer = load_scorer(options.model, packing=options.packing, token_budget=options.token_budget, max_length=options.max_length)
     rows = scored_rows(scorer, options.data, options.split, parse_columns(options.columns), options.on_long)
     count, failed = write_rows(output, rows)
     console.print(f"{count} rows written to {output}" + (f"; {failed} without a reward (see `reward_error`)" if failed else ""))

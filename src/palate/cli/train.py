@@ -120,8 +120,9 @@ def show_dry_run(plan: dict[str, Any]) -> None:
                 out.write(
                     f"  {name}, {source}: {counts['kept']} of {counts['groups']} groups kept, {counts['cut']} cut; dropped: {counts['dropped'] or 'none'}\n"
                 )
-        out.write(f"  {name}: {report['tokens']} tokens, longest sequence {report['longest']}\n")
-    out.write(f"\nPrompts in both sets: {plan['prompts_in_both_sets']}\n")
+        out.write(f"  {name}: {report['tokens']} tokens ({report['unique_tokens']} with shared prefixes once), longest sequence {report['longest']}\n")
+    reason = f" ({plan['packing']['reason']})" if plan["packing"]["reason"] else ""
+    out.write(f"\nPacking: {plan['packing']['packing']}{reason}\nPrompts in both sets: {plan['prompts_in_both_sets']}\n")
     out.write(f"Parameters: {plan['parameters']:,}; learning rate {plan['learning_rate']:g}\n\nFirst encoded pair\n")
     for side, encoded in plan["first_pair"].items():
         out.write(f"  {side} ({len(encoded['ids'])} ids): {encoded['ids'][:12]} ... {encoded['ids'][-6:]}\n    {encoded['text']!r}\n")

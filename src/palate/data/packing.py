@@ -162,11 +162,12 @@ class PackingCollator:
 
     def _padded_parts(self, rows: Sequence[Mapping[str, Any]]) -> list[list[int]]:
         """Groups in order of length, cut where responses times the longest would exceed the budget."""
+        longest = [max(map(len, row["token_ids"])) for row in rows]
         parts: list[list[int]] = []
         responses = 0
-        for index in sorted(range(len(rows)), key=lambda i: (-rows[i]["length"], i)):
+        for index in sorted(range(len(rows)), key=lambda i: (-longest[i], i)):
             count = len(rows[index]["token_ids"])
-            if not parts or (responses + count) * rows[parts[-1][0]]["length"] > self.token_budget:
+            if not parts or (responses + count) * longest[parts[-1][0]] > self.token_budget:
                 parts.append([])
                 responses = 0
             parts[-1].append(index)

@@ -9,7 +9,6 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
-import pyarrow.compute as pc
 from datasets import Dataset, Features, IterableDataset, Value
 from datasets import Sequence as SequenceOf
 
@@ -68,7 +67,7 @@ def prepare(
 
 def numbered(data: Any) -> Any:
     """Encoded data whose groups have numbers of their own (sets that were put together bring the same numbers twice)."""
-    if isinstance(data, IterableDataset) or pc.count_distinct(data.data.table["group"]).as_py() == len(data):
+    if isinstance(data, IterableDataset) or len(np.unique(data.select_columns("group").with_format("numpy")[:]["group"])) == len(data):
         return data
     return data.remove_columns("group").add_column("group", np.arange(len(data)))
 
@@ -102,7 +101,8 @@ def _map(data: Dataset, encoder: Encoder, *, ties: str, num_proc: int | None, na
         account = EncodeReport()
         encoded = [encoded_row(e, 0) for e in encoder.encode_groups((_of(group, name) for group in groups), account, ties=ties)]
         columns: dict[str, list[Any]] = {key: [row[key] for row in encoded] for key in ENCODED_FEATURES}
-        notes = [("cut", "", account.cut[name])] + [("dropped", reason, count) for reason, count in account.dropped.get(name, {}).items()]
+        notes = [("cut", "", account.cut[name]), ("tokens", "", account.tokens), ("unique", "", account.unique_tokens), ("longest", "", account.longest)]
+        notes += [("dropped", reason, count) for reason, count in account.dropped.get(name, {}).items()]
         notes += [(f"bad {kind}", message, 1) for kind, message in bad]
         columns["note"] = [""] * len(encoded)
         for kind, text, count in notes:
@@ -123,6 +123,12 @@ def _map(data: Dataset, encoder: Encoder, *, ties: str, num_proc: int | None, na
         kind, text = note.split("\t", 1)
         if kind == "cut":
             report.cut[name] += count
+        elif kind == "tokens":
+            report.tokens += count
+        elif kind == "unique":
+            report.unique_tokens += count
+        elif kind == "longest":
+            report.longest = max(report.longest, count)
         elif kind == "dropped":
             report.drop(name, text, count)
         else:
@@ -134,9 +140,6 @@ def _map(data: Dataset, encoder: Encoder, *, ties: str, num_proc: int | None, na
     report.groups[name], report.kept[name] = len(data), len(encoded)
     if not len(encoded):
         raise nothing_left(name, report)
-    table = encoded.data.table
-    report.longest = pc.max(table["length"]).as_py()
-    report.tokens = pc.sum(pc.list_value_length(pc.list_flatten(table["token_ids"]))).as_py()
     return numbered(encoded), report
 
 

@@ -69,6 +69,7 @@ class EncodeReport:
     cut: Counter[str] = field(default_factory=Counter)
     dropped: dict[str, Counter[str]] = field(default_factory=dict)  # source -> reason -> groups
     tokens: int = 0
+    unique_tokens: int = 0  # with the prefix that a group's responses share counted once
     longest: int = 0
 
     def drop(self, source: str, reason: str, count: int = 1) -> None:
@@ -78,7 +79,7 @@ class EncodeReport:
         return {
             source: {"groups": self.groups[source], "kept": self.kept[source], "cut": self.cut[source], "dropped": dict(self.dropped.get(source, {}))}
             for source in self.groups
-        } | {"tokens": self.tokens, "longest": self.longest}
+        } | {"tokens": self.tokens, "unique_tokens": self.unique_tokens, "longest": self.longest}
 
     def summary(self) -> str:
         parts = []
@@ -261,6 +262,7 @@ class Encoder:
         report.kept[source] += 1
         report.cut[source] += cut > 0
         report.tokens += sum(map(len, ids))
+        report.unique_tokens += sum(map(len, ids)) - shared_prefix(ids) * (len(ids) - 1)
         report.longest = max(report.longest, *map(len, ids))
         group = PreferenceGroup(group.prompt, group.responses, comparisons, group.ratings, group.metadata, group.template_args)
         return EncodedGroup(ids, group, cut)

@@ -156,7 +156,7 @@ class SegmentAttention(torch.autograd.Function):
             o[:, :, piece.start : piece.stop] = result
             logsumexp.append(lse)
         ctx.save_for_backward(query, key, value, out, *logsumexp)
-        ctx.pieces, ctx.scale = pieces, scale
+        ctx.pieces, ctx.scale, ctx.complete = pieces, scale, complete
         return out[None]
 
     @staticmethod
@@ -165,8 +165,9 @@ class SegmentAttention(torch.autograd.Function):
         heads, shared = query.shape[1], key.shape[1]
         q, k, v = _grouped(query[0], shared), _shared(key[0], heads), _shared(value[0], heads)
         o, g = _grouped(out.transpose(0, 1), shared), _grouped(gradients[0][0].transpose(0, 1), shared)
-        grad_query, grad_key, grad_value = torch.zeros_like(query), torch.zeros_like(key), torch.zeros_like(value)
+        grad_query = (torch.empty_like if ctx.complete else torch.zeros_like)(query)
         dq = _grouped(grad_query[0], shared)
+        dk, dv = (query.new_zeros(heads // shared, shared, query.shape[2], query.shape[3]) for _ in range(2))  # summed over the group at the end
         for piece, lse in zip(ctx.pieces, logsumexp, strict=True):
             rows = slice(piece.start, piece.stop)
             of_query, of_key, of_value = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward(
@@ -185,10 +186,10 @@ class SegmentAttention(torch.autograd.Function):
             at = 0
             for start, stop in piece.spans:  # a prefix collects the gradients of all its branches
                 part = slice(at, at + stop - start)
-                grad_key[0, :, start:stop] += of_key[:, :, part].sum(0)
-                grad_value[0, :, start:stop] += of_value[:, :, part].sum(0)
+                dk[:, :, start:stop] += of_key[:, :, part]
+                dv[:, :, start:stop] += of_value[:, :, part]
                 at += stop - start
-        return grad_query, grad_key, grad_value, None, None
+        return grad_query, dk.sum(0)[None], dv.sum(0)[None], None, None
 
 
 def _grouped(heads: Tensor, shared: int) -> Tensor:

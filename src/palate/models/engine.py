@@ -7,7 +7,7 @@ shows when a first batch is computed both ways (`packing_error`).
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import nn
@@ -16,10 +16,8 @@ from transformers import PreTrainedModel
 from palate.errors import ConfigError, ModelError
 from palate.models.attention import NAMES, use_tree_attention
 from palate.models.last_layer import read_sparsely
-from palate.models.reward_model import RewardForward, pack_encoder, pooling_of
-
-Packing = Literal["shared", "packed", "padded"]
-PACKINGS = ("auto", "shared", "packed", "padded")
+from palate.models.reward_model import RewardForward, as_evaluated, pack_encoder, pooling_of
+from palate.types import PACKINGS
 
 CHECKED_SEQUENCES = 8  # sequences of the first batch that are computed both ways
 
@@ -30,7 +28,7 @@ TOLERANCE = {torch.float32: 1e-4, torch.float16: 2e-2, torch.bfloat16: 1e-1}
 class Engine(NamedTuple):
     """`shared`: rows of trees; `packed`: rows of whole sequences; `padded`. `reason` says in words why it is not the fastest one."""
 
-    packing: Packing
+    packing: str
     reason: str
 
 
@@ -95,7 +93,6 @@ def set_up(model: PreTrainedModel) -> None:
         pack_encoder(model)
 
 
-@torch.no_grad()
 def packing_error(model: nn.Module, packed: Mapping[str, Any], padded: Mapping[str, Any], precision: torch.dtype | None = None) -> str | None:
     """In words, how the packed rewards of some sequences differ from the padded ones; None where they agree.
 
@@ -104,12 +101,9 @@ def packing_error(model: nn.Module, packed: Mapping[str, Any], padded: Mapping[s
     """
     dtypes = {precision} if precision else {parameter.dtype for parameter in model.parameters()}
     tolerance = max(TOLERANCE.get(dtype, TOLERANCE[torch.float32]) for dtype in dtypes)
-    training = model.training
-    model.eval()
-    with torch.autocast(packed["input_ids"].device.type, enabled=False):
+    with as_evaluated(model):
         expected = model(**padded).logits[:, 0].float()
         got = model(**packed).logits[:, 0].float()
-    model.train(training)
     difference = (got - expected).abs() / expected.abs().clamp(min=1.0)
     if bool((difference <= tolerance).all()):
         return None

@@ -16,7 +16,7 @@ from transformers import PreTrainedModel
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.pytorch_utils import Conv1D
 
-from palate.models.layout import Layout
+from palate.models.layout import Layout, untraced
 
 FEED_FORWARDS = ("mlp", "feed_forward", "ffn")
 """Names of the block that works on each token alone (Llama, Qwen, Gemma, GPT-2, ModernBERT: mlp)."""
@@ -30,6 +30,7 @@ class OnlyReads:
 
     _reads: Tensor | None = None
 
+    @untraced  # torch.compile would compile anew for every number of reads
     def forward(self, hidden: Tensor) -> Tensor:
         run: Callable[[Tensor], Tensor] = super().forward  # type: ignore[misc]
         return run(hidden) if self._reads is None else at_rows(run, hidden, self._reads)
@@ -44,6 +45,7 @@ def at_rows(run: Callable[[Tensor], Tensor], hidden: Tensor, rows: Tensor) -> Te
 class LastLayer:
     """Mixed in front of the class of the last layer; its forward also runs when gradient checkpointing computes it again."""
 
+    @untraced
     def forward(self, *args: Any, palate_layout: Layout | None = None, **kwargs: Any) -> Any:
         forward = super().forward  # type: ignore[misc]
         if palate_layout is None:
@@ -64,6 +66,7 @@ class LastLayer:
 
     _reads: Tensor | None = None
 
+    @untraced
     def feed_forward_chunk(self, hidden: Tensor) -> Tensor:
         """BERT's and RoBERTa's feed-forward block is a method of the layer."""
         run: Callable[[Tensor], Tensor] = super().feed_forward_chunk  # type: ignore[misc]

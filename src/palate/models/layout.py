@@ -20,8 +20,14 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn.attention.flex_attention import create_block_mask
 
 Trees = Sequence[Sequence[int]]
+
+
+def untraced(forward: Any) -> Any:
+    """Leave this function itself out of torch.compile, not what it calls."""
+    return torch.compiler.disable(forward, recursive=False)
 
 
 class Piece(NamedTuple):
@@ -89,29 +95,34 @@ class Layout:
 
     # --- who sees whom ---
 
-    def allowed(self, query: Tensor, key: Tensor, window: int | None) -> Tensor:
-        """Whether token `query` sees token `key` of the row; index tensors that broadcast. Window: distance < window, as transformers counts it."""
-        same = (self.tree[query] == self.tree[key]) & ((self.branch[key] == 0) | (self.branch[key] == self.branch[query]))
-        distance = self.positions[0][query] - self.positions[0][key]
-        if self.causal:
-            same = same & (distance >= 0)
-        return same if window is None else same & (distance.abs() < window)
+    def mask_mod(self, window: int | None) -> Callable[[Any, Any, Tensor, Tensor], Tensor]:
+        """Whether token `query` of the row sees token `key` (index tensors that broadcast), in the form that FlexAttention takes.
+
+        Window: distance < window, as transformers counts it. Only tensors are captured, so that one compiled kernel serves every batch.
+        """
+        tree, branch, position, causal = self.tree, self.branch, self.positions[0], self.causal
+
+        def seen(_batch: Any, _head: Any, query: Tensor, key: Tensor) -> Tensor:
+            same = (tree[query] == tree[key]) & ((branch[key] == 0) | (branch[key] == branch[query]))
+            distance = position[query] - position[key]
+            if causal:
+                same = same & (distance >= 0)
+            return same if window is None else same & (distance.abs() < window)
+
+        return seen
 
     def mask(self, window: int | None, span: tuple[int, int] | None = None) -> Tensor:
         """[T, T] of booleans, or the square of one span of tokens; the definition that every backend must meet."""
         start, stop = span or (0, len(self.tree))
         tokens = torch.arange(start, stop, device=self.tree.device)
-        return self._once(("mask", window, span), lambda: self.allowed(tokens[:, None], tokens[None, :], window))
+        return self._once(("mask", window, span), lambda: self.mask_mod(window)(None, None, tokens[:, None], tokens[None, :]))
 
     def block_mask(self, window: int | None) -> Any:
-        """The mask as FlexAttention's BlockMask; tables are indexed by token, so one compiled kernel serves every batch."""
-        from torch.nn.attention.flex_attention import create_block_mask
-
-        def mask_mod(_batch: Tensor, _head: Tensor, query: Tensor, key: Tensor) -> Tensor:
-            return self.allowed(query, key, window)
-
-        tokens = len(self.tree)
-        return self._once(("block", window), lambda: create_block_mask(mask_mod, None, None, tokens, tokens, device=str(self.tree.device)))
+        """The mask as FlexAttention's BlockMask. Compiled on accelerators, where it need not hold all pairs of tokens at once."""
+        tokens, device = len(self.tree), self.tree.device
+        return self._once(
+            ("block", window), lambda: create_block_mask(self.mask_mod(window), None, None, tokens, tokens, device=str(device), _compile=device.type != "cpu")
+        )
 
     def tree_spans(self) -> list[tuple[int, int]]:
         """(start, stop) of each tree in the row."""

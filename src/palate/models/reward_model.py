@@ -22,7 +22,7 @@ from transformers.utils import ModelOutput
 from palate.errors import ModelError
 from palate.models.attention import LAYOUT, no_mask
 from palate.models.heads import head_name, head_names, initialise_head, use_float32
-from palate.models.layout import Layout, Trees
+from palate.models.layout import Layout, Trees, untraced
 from palate.models.pooling import gather_tokens, last_token
 
 
@@ -36,6 +36,7 @@ class RewardOutput(ModelOutput):
 class RewardForward:
     """Mixed in front of a decoder's sequence-classification class: pool by mask, then apply the head to the pooled token only."""
 
+    @untraced  # torch.compile would compile anew for every list of trees; the backbone below is compiled
     def forward(
         self,
         input_ids: Tensor,
@@ -67,6 +68,7 @@ class RewardForward:
 class PackedEncoder:
     """Mixed in front of an encoder's classification class: given `trees`, its backbone runs on one packed row and the rest on first tokens."""
 
+    @untraced
     def forward(self, input_ids: Tensor, attention_mask: Tensor | None = None, trees: Trees | None = None, backend: str | None = None, **kwargs: Any) -> Any:
         run = super().forward  # type: ignore[misc]
         if trees is None:
@@ -217,6 +219,24 @@ def head_in_float32(config: Any) -> Iterator[None]:
         yield
     finally:
         model_class._keep_in_fp32_modules_strict = before
+
+
+@contextmanager
+def as_evaluated(model: nn.Module) -> Iterator[None]:
+    """The model as it will be used: evaluation mode, no gradients, no autocast, not even the one that accelerate builds into a prepared forward."""
+    patched: dict[Any, Any] = {module: vars(module)["forward"] for module in model.modules() if "_original_forward" in vars(module)}
+    training = model.training
+    device = next(model.parameters()).device
+    for module in patched:
+        module.forward = module._original_forward
+    model.eval()
+    try:
+        with torch.no_grad(), torch.autocast(device.type, enabled=False):
+            yield
+    finally:
+        model.train(training)
+        for module, forward in patched.items():
+            module.forward = forward
 
 
 def _is_head_side(model: PreTrainedModel, key: str) -> bool:

@@ -123,6 +123,29 @@ def training(log_history: Sequence[Mapping[str, Any]]) -> Figure | None:
     return figure
 
 
+def speed(result: Mapping[str, Any]) -> Figure:
+    """How many times longer each contender takes than the first, batch by batch (dots) and in the median (bars)."""
+    contenders = result["contenders"]
+    figure, axes = _figure(5.2, 0.9 + 0.5 * len(contenders))
+    names = list(contenders)[::-1]
+    own = next(iter(contenders))
+    for place, name in enumerate(names):
+        figures = contenders[name]
+        axes.barh(place, figures["ratio"], color=BLUE if name == own else ORANGE, height=0.6)
+        axes.plot(figures["ratios"], [place] * len(figures["ratios"]), ".", color="black", markersize=4)
+        axes.annotate(f"{figures['ratio']:.2f}x", (max(figures["ratios"]), place), xytext=(6, 0), textcoords="offset points", va="center")
+    axes.set_yticks(range(len(names)), ["palate" if name == "auto" else name for name in names])
+    axes.set(xlabel="time for the same batch, in palate's", title="Training" if result["kind"] == "train" else "Scoring")
+    axes.margins(x=0.15)
+    axes.set_xlim(left=0)
+    return figure
+
+
+def save(figure: Figure, path: Path) -> None:
+    figure.savefig(path)
+    plt.close(figure)
+
+
 def save_figures(
     directory: Path, result: Mapping[str, Any], items: Sequence[Mapping[str, Any]], log_history: Sequence[Mapping[str, Any]] = ()
 ) -> dict[str, Path]:

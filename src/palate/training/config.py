@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -9,7 +10,7 @@ from transformers import TrainingArguments
 
 from palate.data.tokenization import DEFAULT_SEPARATOR, LENGTH_POLICIES
 from palate.errors import ConfigError
-from palate.models.engine import PACKINGS
+from palate.types import PACKINGS
 
 FULL_LEARNING_RATES = (
     (200e6, 5e-5),  # encoders and tiny models: BERT's fine-tuning range (arXiv 1810.04805, appendix A.3)
@@ -117,6 +118,10 @@ class RewardConfig(TrainingArguments):
         if isinstance(self.pad_to_multiple_of, str):
             self.pad_to_multiple_of = int(self.pad_to_multiple_of)
         super().__post_init__()
+        if self.torch_compile:
+            # accelerate reads these: one layer is compiled and serves all, for rows of any length
+            os.environ.setdefault("ACCELERATE_DYNAMO_USE_REGIONAL_COMPILATION", "true")
+            os.environ.setdefault("ACCELERATE_DYNAMO_USE_DYNAMIC", "true")
 
     def resolved_learning_rate(self, num_parameters: int, *, lora: bool) -> float:
         """The given learning rate, or the default for a model of this size."""

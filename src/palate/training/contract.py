@@ -5,13 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-import torch
 from transformers import PreTrainedModel
 
 from palate.data.collation import PreferenceCollator
 from palate.data.tokenization import Encoder
 from palate.models.checkpoints import Golden, RewardContract, RewardStatistics, package_versions
-from palate.models.reward_model import pooling_of
+from palate.models.reward_model import as_evaluated, pooling_of
 from palate.types import Exchange, TokenIds
 
 NUM_GOLDEN = 3  # examples recorded; enough to catch a changed template, tokenizer or head, little enough to replay at every load
@@ -53,11 +52,8 @@ def golden_examples(model: PreTrainedModel, encoder: Encoder, exchanges: Sequenc
     if not kept:
         return []
     batch = PreferenceCollator(int(encoder.tokenizer.pad_token_id)).pad([i for _, i in kept])
-    training = model.training
-    model.eval()
-    with torch.inference_mode(), torch.autocast(model.device.type, enabled=False):
+    with as_evaluated(model):
         scores = model(**{key: value.to(model.device) for key, value in batch.items()}).logits[:, 0].float().cpu().tolist()
-    model.train(training)
     return [
         Golden(
             {"prompt": e.prompt, "response": e.response, "template_args": dict(e.template_args)},

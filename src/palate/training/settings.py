@@ -16,6 +16,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from palate.errors import ConfigError
+from palate.types import Packing
 
 
 class Section(BaseModel):
@@ -56,7 +57,7 @@ class DataSettings(Section):
     ties: Literal["drop", "soft"] = Field("drop", description="Tied comparisons: leave out, or train towards probability 0.5.")
     on_bad_row: Literal["error", "drop"] = Field("error", description="Rows that cannot be used: name them all and stop, or count and leave them.")
     columns: dict[str, str] | None = Field(None, description="Our column names -> the data's, for every source without its own.")
-    packing: Literal["auto", "shared", "packed", "padded"] = Field("auto", description="How batches are computed; auto: the fastest exact way.")
+    packing: Packing = Field("auto", description="How batches are computed; auto: the fastest exact way.")
     token_budget: int | None = Field(None, gt=0, description="Tokens computed at a time; larger batches are cut into parts. Unset: by device.")
     streaming: bool = Field(False, description="Read training rows while training (needs training.max_steps).")
     num_proc: int | None = Field(None, description="Processes that tokenize hub data sets.")
@@ -102,6 +103,7 @@ class EvalSettings(Section):
     bins: int = Field(10, gt=0, description="Bins of the reliability curve and of ECE.")
     confidence: float = Field(0.95, gt=0, lt=1, description="Confidence of the intervals.")
     limit: int | None = Field(None, gt=0, description="Evaluate only the first so many groups.")
+    packing: Packing = Field("auto", description="How responses are scored, as data.packing.")
     token_budget: int | None = Field(None, gt=0, description="Tokens scored at a time. Unset: by device.")
 
 

@@ -7,40 +7,38 @@ figures are exact over all comparisons of the interval, not means of batch means
 
 from __future__ import annotations
 
-import contextlib
 import logging
 import shutil
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from itertools import islice
 from pathlib import Path
 from typing import Any, TypeAlias
 
 import numpy as np
 import torch
-from accelerate.data_loader import SeedableRandomSampler
 from accelerate.utils import gather_object
 from datasets import Dataset, DatasetDict, IterableDataset, IterableDatasetDict
 from safetensors import SafetensorError
 from torch import Tensor, nn
-from torch.utils.data import RandomSampler
-from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer, TrainerCallback, set_seed
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback, set_seed
 from transformers.trainer_utils import EvalLoopOutput, EvalPrediction
 
 from palate.data.collation import COMPARISON_KEYS, PreferenceCollator
 from palate.data.formats import parse_row
-from palate.data.packing import BalancedSampler, PackingCollator, default_budget, first_trees, num_tokens, whole_sequences
+from palate.data.packing import PackingCollator, default_budget, num_tokens
 from palate.data.preparation import is_encoded, prepare
 from palate.data.tokenization import Encoder, EncodeReport, prepare_tokenizer
 from palate.errors import DataError, ModelError, RowError, StorageError
 from palate.losses.objective import Objective
 from palate.models.checkpoints import RewardStatistics
-from palate.models.engine import CHECKED_SEQUENCES, Engine, checked, choose_packing, packing_error
+from palate.models.engine import choose_packing
 from palate.models.heads import head_name
 from palate.models.reward_model import RewardOutput, as_reward_model, fit_tokenizer, load_pretrained, load_tokenizer, position_limit, turn_dropout_off
 from palate.stats.calibration import fit_temperature
 from palate.training.callbacks import print_samples
 from palate.training.config import RewardConfig
 from palate.training.contract import NUM_GOLDEN, build_contract
+from palate.training.parts import REPEATED, PartsTrainer
 from palate.types import Exchange, PreferenceGroup
 
 logger = logging.getLogger(__name__)
@@ -49,6 +47,10 @@ TrainingData: TypeAlias = Dataset | IterableDataset | Sequence[PreferenceGroup]
 EvaluationData: TypeAlias = TrainingData | DatasetDict | IterableDatasetDict | dict[str, Any]
 
 GOLDEN_ROWS_TRIED = 50  # rows looked at for golden examples that fit
+
+COMPILED_VARIANTS = 64
+"""Versions that torch.compile may keep of one function: with and without gradients, fixed and free lengths, the last layer and the others
+multiply beyond its default of 8, after which it would silently run uncompiled."""
 
 TRACKER_NAMES = {
     "loss": "loss",
@@ -61,7 +63,7 @@ TRACKER_NAMES = {
 """Our (and TRL's) metric names -> open-instruct's, which appear as `train/rm/...` and `eval/rm/...` in trackers."""
 
 
-class RewardTrainer(Trainer):
+class RewardTrainer(PartsTrainer):
     """Trains a reward model on preferences; a drop-in for TRL's RewardTrainer.
 
     Args:
@@ -102,6 +104,8 @@ class RewardTrainer(Trainer):
         name = str(model) if isinstance(model, (str, Path)) else str(getattr(model.config, "_name_or_path", ""))
         args = args or RewardConfig(output_dir=f"{Path(name).name or 'model'}-Reward")
         check_single_device(args)
+        if args.torch_compile:
+            torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, COMPILED_VARIANTS)
         set_seed(args.seed)
         reward_model: Any = build_model(model, args, quantization_config)
         revision = args.model_init_kwargs.get("revision") if isinstance(args.model_init_kwargs, dict) else None
@@ -115,7 +119,7 @@ class RewardTrainer(Trainer):
         args.max_length = within_positions(args.max_length, reward_model)
         self.encoder = Encoder(tokenizer, max_length=args.max_length, length_policy=args.length_policy, separator=args.prompt_separator)
         wrapper: Any = reward_model
-        self.engine: Engine = choose_packing(
+        self.engine = choose_packing(
             wrapper.get_base_model() if isinstance(getattr(wrapper, "peft_config", None), dict) else wrapper, args.packing, args.max_length
         )
         args.learning_rate = args.resolved_learning_rate(reward_model.num_parameters(), lora=peft_config is not None)
@@ -132,11 +136,11 @@ class RewardTrainer(Trainer):
             train_dataset = self._prepare(train_dataset, args, "train")
         if eval_dataset is not None:
             eval_dataset = self._prepare_evaluation(eval_dataset, args)
-        self._pad = PreferenceCollator(int(tokenizer.pad_token_id), args.pad_to_multiple_of)  # type: ignore[arg-type]
+        self.pad = PreferenceCollator(int(tokenizer.pad_token_id), args.pad_to_multiple_of)  # type: ignore[arg-type]
         super().__init__(
             model=reward_model,
             args=args,
-            data_collator=data_collator or PackingCollator(self.engine.packing, self._pad, args.token_budget or default_budget(args.device.type)),
+            data_collator=data_collator or PackingCollator(self.engine.packing, self.pad, args.token_budget or default_budget(args.device.type)),
             train_dataset=train_dataset,
             eval_dataset=eval_dataset,
             processing_class=tokenizer,
@@ -152,7 +156,6 @@ class RewardTrainer(Trainer):
         self._extremes: list[Tensor] = []
         self._episodes, self._tokens = 0, 0
         self._evaluated: dict[int, np.ndarray] | None = None
-        self._packing_checked = False
         if args.process_index == 0:
             logger.info("packing: %s%s", self.engine.packing, f" ({self.engine.reason})" if self.engine.reason else "")
 
@@ -177,21 +180,6 @@ class RewardTrainer(Trainer):
             columns: Any = ["token_ids", "length", "tokens", *COMPARISON_KEYS]
             self._signature_columns = columns
 
-    def _get_train_sampler(self, train_dataset: Any = None) -> Any:
-        """Trainer's order; among several ranks, each step's groups are dealt so that all have as many tokens to compute."""
-        base = super()._get_train_sampler(train_dataset)
-        data: Any = self.train_dataset if train_dataset is None else train_dataset
-        if self.args.world_size == 1 or base is None:
-            return base
-        if type(base) is RandomSampler:  # as accelerate seeds it, so that every rank draws the same order
-            seed = self.args.seed if self.args.data_seed is None else self.args.data_seed
-            base = SeedableRandomSampler(data, data_seed=seed, generator=torch.Generator())
-        batches = self.args.world_size * self.args.gradient_accumulation_steps
-        sizes = data.data.table["tokens" if "tokens" in data.column_names else "length"].to_numpy()
-        if data._indices is not None:
-            sizes = sizes[data._indices.column(0).to_numpy()]
-        return BalancedSampler(base, sizes, self._train_batch_size, batches)
-
     # --- loss -------------------------------------------------------------------------------------------------------------------------------
 
     def compute_loss(self, model: nn.Module, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Tensor | int | None = None) -> Any:
@@ -211,81 +199,6 @@ class RewardTrainer(Trainer):
         elif self._evaluated is not None:
             self._record(rewards.detach(), comparisons)
         return (loss, outputs) if return_outputs else loss
-
-    def _get_num_items_in_batch(self, batch_samples: list[Any], device: torch.device) -> Tensor | None:
-        """Weight of all comparisons of an optimizer step, over accumulation steps and ranks."""
-        if not batch_samples:
-            return None
-        if "weight" not in (first := parts_of(batch_samples[0])[0]):
-            raise DataError(f"the data collator gave {sorted(first)}; expected an index batch with {', '.join(COMPARISON_KEYS)}")
-        weight = torch.stack([part["weight"].sum() for batch in batch_samples for part in parts_of(batch)]).sum().to(device)
-        return self.accelerator.gather(weight).sum()
-
-    @contextlib.contextmanager
-    def _offload(self) -> Iterator[None]:
-        if not self.args.activation_offloading:
-            yield
-            return
-        with torch.autograd.graph.save_on_cpu(pin_memory=torch.cuda.is_available()):
-            yield
-
-    def training_step(self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: Tensor | int | None = None) -> Tensor:
-        """Forward and backward of each part of a batch in turn; gradients are exchanged between ranks after the last."""
-        *others, last = self._ready(model, inputs)
-        losses = []
-        with self._offload():
-            for part in others:
-                with self._more_to_come(model):
-                    losses.append(super().training_step(model, part, num_items_in_batch))
-            losses.append(super().training_step(model, last, num_items_in_batch))
-        return torch.stack(losses).sum()
-
-    def prediction_step(self, model: nn.Module, inputs: dict[str, Any], prediction_loss_only: bool, ignore_keys: list[str] | None = None) -> Any:
-        """The parts of an evaluation batch; the rewards are recorded by `compute_loss`, and the loss is computed from them at the end."""
-        losses: list[Any] = [super(RewardTrainer, self).prediction_step(model, part, True, ignore_keys)[0] for part in self._ready(model, inputs)]
-        return torch.stack(losses).mean(), None, None
-
-    def _ready(self, model: nn.Module, inputs: dict[str, Any]) -> list[dict[str, Any]]:
-        """The parts of a batch as they are computed: checked once, padded if the check said so, as many on each rank as sharded weights need."""
-        parts = [self._prepare_inputs(part) for part in parts_of(inputs)]
-        if not self._packing_checked and "trees" in parts[0]:
-            self._check_packing(model, parts[0])
-        if self.engine.packing == "padded":
-            parts = [self._padded(part) if "trees" in part else part for part in parts]
-        if (self.is_fsdp_enabled or self.is_deepspeed_enabled) and self.args.world_size > 1:
-            # every rank must gather the shards as often; a rank with fewer parts repeats its last one at weight 0
-            most = int(self.accelerator.gather(torch.tensor([len(parts)], device=self.args.device)).max())
-            repeated = {**parts[-1], "weight": torch.zeros_like(parts[-1]["weight"]), REPEATED: True}
-            parts += [repeated] * (most - len(parts))
-        return parts
-
-    def _check_packing(self, model: nn.Module, part: dict[str, Any]) -> None:
-        """Compute the first sequences packed and padded, on every rank; where they differ, everything is padded from here on."""
-        self._packing_checked = True
-        packed = first_trees(part, CHECKED_SEQUENCES)
-        padded = self._prepare_inputs(self._pad.pad(whole_sequences(packed)))
-        sharded = torch.bfloat16 if self.args.bf16 and (self.is_fsdp_enabled or self.is_deepspeed_enabled) else None
-        problem = packing_error(model, packed, padded, sharded)
-        ranks = self.accelerator.reduce(torch.tensor(float(problem is not None), device=self.args.device), "sum")
-        if ranks and problem is None:
-            problem = "packed and padded rewards differ on another rank"
-        self.engine = checked(self.engine, problem, self.args.packing)
-        if problem and self.args.process_index == 0:
-            logger.warning("packing: padded (%s)", problem)
-
-    def _padded(self, part: dict[str, Any]) -> dict[str, Any]:
-        comparisons = {key: value for key, value in part.items() if key not in ("input_ids", "trees")}
-        return self._prepare_inputs(self._pad.pad(whole_sequences(part))) | comparisons
-
-    @contextlib.contextmanager
-    def _more_to_come(self, model: nn.Module) -> Iterator[None]:
-        """No exchange of gradients yet. FSDP exchanges all the same: holding whole gradients back would cost the memory that it saves."""
-        state: Any = self.accelerator.gradient_state
-        before = state.sync_gradients
-        state._set_sync_gradients(False)
-        with contextlib.nullcontext() if self.is_fsdp_enabled or self.is_deepspeed_enabled else self.accelerator.no_sync(model):
-            yield
-        state._set_sync_gradients(before)
 
     # --- metrics ----------------------------------------------------------------------------------------------------------------------------
 
@@ -441,15 +354,6 @@ class RewardTrainer(Trainer):
                 data_fingerprint=self.data_fingerprint,
             )
             contract.save(output_dir or self.args.output_dir)  # type: ignore[arg-type]
-
-
-REPEATED = "repeated"
-"""Marks a part that a rank computes again only to keep step with the others."""
-
-
-def parts_of(batch: dict[str, Any]) -> list[dict[str, Any]]:
-    """The index batches of a batch (one, where a collator of the user's gave it)."""
-    return batch.get("parts") or [batch]
 
 
 # --- parts of the constructor -----------------------------------------------------------------------------------------------------------------

@@ -1,0 +1,1 @@
+"""How fast, and in how much memory: our engines and our peers over the same batches, in the same run."""
