@@ -23,7 +23,7 @@ from palate.bench.workload import from_file, synthetic
 from palate.sample import base_model_path
 
 SHAPE = "qwen3-30m"
-SWEEP = [(64, (64, 64)), (256, (64, 64)), (512, (128, 128)), (1000, (100, 100)), (256, (256, 256)), (256, (64,) * 4), (256, (64,) * 9), (512, (128,) * 9)]
+SWEEP = [(64, (64, 64)), (256, (64, 64)), (512, (128, 128)), (1000, (100, 100)), (256, (256, 256)), (256, (64,) * 4), (256, (64,) * 9)]
 """(prompt, responses) in tokens."""
 
 

@@ -97,7 +97,7 @@ def test_flex_attention_gives_the_same_rewards(name: str) -> None:
         torch.testing.assert_close(model(**row(trees), backend="flex").logits, expected, atol=1e-5, rtol=1e-5)
 
 
-@pytest.mark.parametrize("name", ["llama", "gemma3", "gpt2", "bert"])
+@pytest.mark.parametrize("name", FAMILIES)
 def test_gradient_checkpointing_changes_nothing(name: str) -> None:
     model = family(name)
     choose_packing(model)
@@ -110,7 +110,7 @@ def test_gradient_checkpointing_changes_nothing(name: str) -> None:
     torch.testing.assert_close(of_again, gradients, atol=1e-6, rtol=1e-6)
 
 
-@pytest.mark.parametrize("name", ["llama", "qwen3", "mistral", "bert"])
+@pytest.mark.parametrize("name", FAMILIES)
 def test_bfloat16_is_within_its_rounding(name: str) -> None:
     """Packed and padded bfloat16 are both as far from float32 as rounding puts them: neither strays farther."""
     model = family(name)
@@ -261,6 +261,14 @@ def test_a_model_that_is_not_exact_is_found_out() -> None:
     assert checked(engine, problem, "auto") == ("padded", problem)
     with pytest.raises(ModelError, match="shared is not exact for this model"):
         checked(engine, problem, "shared")
+
+
+def test_a_wrapped_model_is_set_up_inside() -> None:
+    from peft import LoraConfig, get_peft_model
+
+    wrapped = get_peft_model(family("llama"), LoraConfig(task_type="SEQ_CLS", r=2, target_modules=["q_proj"]))
+    assert choose_packing(wrapped).packing == "shared"  # type: ignore[arg-type]
+    assert_same(wrapped.eval(), row(TREES[2]))
 
 
 def test_dropout_in_attention_is_refused_at_the_last_moment() -> None:

@@ -44,12 +44,15 @@ def matmul_rate(dtype: torch.dtype, device: str) -> float:
     return 2 * MATMUL**3 * MATMUL_REPEATS / (time.perf_counter() - started)
 
 
+COMPILED_WARMUP = 6
+"""Batches until torch.compile has met lengths of every range that it compiles for; two for the others."""
+
 COMPILED = "+compile"
 """Ending of a contender's name: the same under torch.compile."""
 
 
 def measure(work: Workload, contenders: Sequence[str], *, kind: str, bf16: bool = False, rounds: int = 5, token_budget: int | None = None) -> dict[str, Any]:
-    """Times of all contenders over `rounds` batches in turn, after two batches each to warm up; medians of per-batch figures.
+    """Times of all contenders over `rounds` batches in turn, after a few batches each to warm up; medians of per-batch figures.
 
     kind: `train` or `score`. Returns per contender comparisons/s, sequences/s and unique tokens/s, the share of the matmul rate, and the ratio
     (its time over that of the first contender on the same batch), beside the ratio of the total times.
@@ -63,10 +66,11 @@ def measure(work: Workload, contenders: Sequence[str], *, kind: str, bf16: bool 
     }
     dtype = torch.bfloat16 if bf16 else next(work.model.parameters()).dtype
     weights = sum(p.numel() for name, p in work.model.named_parameters() if "embed" not in name)
-    *batches, first, second = work.batches(rounds + 2)
-    for step in steps.values():
-        step(first)
-        step(second)
+    batches = work.batches(rounds + COMPILED_WARMUP)
+    batches, warm = batches[:rounds], batches[rounds:]
+    for name, step in steps.items():
+        for batch in warm if name.endswith(COMPILED) else warm[:2]:
+            step(batch)
     times: dict[str, list[float]] = {name: [] for name in steps}
     rates = []
     for batch in batches:
@@ -126,7 +130,7 @@ def _measure_memory(spec: Mapping[str, Any]) -> float:
         step(batch)
     if torch.cuda.is_available():
         return torch.cuda.max_memory_allocated() / 2**20
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    return resident()["peak"]
 
 
 def memory_growth(*, rows: Sequence[int], steps: int = 20) -> dict[str, Any]:
@@ -161,13 +165,19 @@ def _train_on_rows(count: int, steps: int) -> dict[str, float]:
         model = random_model("tiny", tokenizer, torch.float32)
         trainer = RewardTrainer(model, args, train_dataset=Dataset.from_file(path), processing_class=tokenizer)
         trainer.train()
+        return resident()
+
+
+def resident() -> dict[str, float]:
+    """Memory of this process in MiB: the peak, what it holds now, and of that what is private (not pages of mapped files)."""
+    try:
         with open("/proc/self/status", encoding="utf-8") as file:
             status = {name: value.split()[0] for name, _, value in (line.partition(":") for line in file) if value.strip()}
-        return {
-            "peak": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
-            "resident": int(status["VmRSS"]) / 1024,
-            "private": int(status["RssAnon"]) / 1024,
-        }
+    except OSError:  # not Linux: only the peak is known (kibibytes; bytes on macOS)
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2**20 if sys.platform == "darwin" else 1024)
+        return {"peak": peak}
+    # Not getrusage: its peak is inherited from the process that started this one.
+    return {"peak": int(status["VmHWM"]) / 1024, "resident": int(status["VmRSS"]) / 1024, "private": int(status["RssAnon"]) / 1024}
 
 
 def machine() -> dict[str, Any]:

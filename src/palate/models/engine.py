@@ -70,6 +70,9 @@ def choose_packing(model: PreTrainedModel, packing: str = "auto", max_length: in
     """
     if packing not in PACKINGS:
         raise ConfigError(f"packing is {packing!r}, expected one of {', '.join(PACKINGS)}")
+    wrapped: Any = model
+    if isinstance(getattr(wrapped, "peft_config", None), dict):
+        model = wrapped.get_base_model()
     if packing == "padded":
         return Engine("padded", "asked for")
     problem = obstacle(model, max_length)

@@ -24,6 +24,9 @@ FEED_FORWARDS = ("mlp", "feed_forward", "ffn")
 PROJECTIONS = ("self_attn.q_proj", "self_attn.o_proj", "attention.self.query")
 """Linear layers whose output at a token is used at that token only. Fused projections (`qkv_proj`) hold keys and values and stay whole."""
 
+OUTPUTS = ("attention.output",)
+"""BERT's and RoBERTa's output projection with its residual and norm."""
+
 
 class OnlyReads:
     """Mixed in front of a module that works on each token alone: while `_reads` is set, it runs on those tokens; the others get zeros."""
@@ -31,15 +34,15 @@ class OnlyReads:
     _reads: Tensor | None = None
 
     @untraced  # torch.compile would compile anew for every number of reads
-    def forward(self, hidden: Tensor) -> Tensor:
-        run: Callable[[Tensor], Tensor] = super().forward  # type: ignore[misc]
-        return run(hidden) if self._reads is None else at_rows(run, hidden, self._reads)
+    def forward(self, *hidden: Tensor) -> Tensor:
+        run: Callable[..., Tensor] = super().forward  # type: ignore[misc]
+        return run(*hidden) if self._reads is None else at_rows(run, hidden, self._reads)
 
 
-def at_rows(run: Callable[[Tensor], Tensor], hidden: Tensor, rows: Tensor) -> Tensor:
-    """`run` on some tokens of a row, each named once. [1, T, H] -> [1, T, H'] with zeros elsewhere."""
-    part = run(hidden[:, rows])
-    return part.new_zeros(1, hidden.shape[1], part.shape[2]).index_copy(1, rows, part)
+def at_rows(run: Callable[..., Tensor], hidden: tuple[Tensor, ...], rows: Tensor) -> Tensor:
+    """`run` on some tokens of a row, each named once. [1, T, H], ... -> [1, T, H'] with zeros elsewhere."""
+    part = run(*(tokens[:, rows] for tokens in hidden))
+    return part.new_zeros(1, hidden[0].shape[1], part.shape[2]).index_copy(1, rows, part)
 
 
 class LastLayer:
@@ -70,7 +73,7 @@ class LastLayer:
     def feed_forward_chunk(self, hidden: Tensor) -> Tensor:
         """BERT's and RoBERTa's feed-forward block is a method of the layer."""
         run: Callable[[Tensor], Tensor] = super().feed_forward_chunk  # type: ignore[misc]
-        return run(hidden) if self._reads is None else at_rows(run, hidden, self._reads)
+        return run(hidden) if self._reads is None else at_rows(run, (hidden,), self._reads)
 
 
 def read_sparsely(model: PreTrainedModel) -> bool:
@@ -82,7 +85,8 @@ def read_sparsely(model: PreTrainedModel) -> bool:
     if not blocks and not callable(getattr(layer, "feed_forward_chunk", None)):
         return False
     named = dict(layer.named_modules())
-    for part in [*blocks, *(named[name] for name in PROJECTIONS if type(named.get(name)) is nn.Linear)]:
+    outputs = [named[name] for name in OUTPUTS if name in named and _token_by_token(named[name])]
+    for part in [*blocks, *outputs, *(named[name] for name in PROJECTIONS if type(named.get(name)) is nn.Linear)]:
         _mix_in(part, OnlyReads)
     _mix_in(layer, LastLayer)
     return True
@@ -96,8 +100,8 @@ def last_layer(model: PreTrainedModel) -> nn.Module | None:
 
 
 def _token_by_token(block: nn.Module) -> bool:
-    """Linear layers and activations only: no router that counts tokens, no experts."""
-    return all(isinstance(part, (nn.Linear, Conv1D)) or not any(True for _ in part.parameters()) for part in block.children())
+    """Linear layers, norms and activations only: no router that counts tokens, no experts."""
+    return all(isinstance(part, (nn.Linear, Conv1D, nn.LayerNorm)) or not any(True for _ in part.parameters()) for part in block.children())
 
 
 def _mix_in(module: nn.Module, mixin: type) -> None:

@@ -16,7 +16,7 @@ from tqdm.auto import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from palate.data.collation import PreferenceCollator
-from palate.data.packing import Planted, batches_by_length, default_budget, fill, packed_row, plant
+from palate.data.packing import TOKEN_BUDGET, Planted, batches_by_length, default_budget, fill, packed_row, plant
 from palate.data.tokenization import DEFAULT_SEPARATOR, Encoder, as_exchange, prepare_tokenizer, shared_prefix
 from palate.errors import ContractError, DataError
 from palate.models.checkpoints import GOLDEN_TOLERANCE, RewardContract, find_contract, read_contract
@@ -57,6 +57,8 @@ class LocalScorer:
         self.on_long = on_long
         self.cut_prompts = cut_prompts
         self.token_budget = token_budget or default_budget(self.device.type)
+        # A row suited to a CPU's caches is no reason to cut a tree, which would compute its prefix again; memory is.
+        self.tree_budget = token_budget or TOKEN_BUDGET
         self.contract = contract
         self.packing = packing
         self.engine: Engine = choose_packing(self.model, packing, max_length)
@@ -127,7 +129,7 @@ class LocalScorer:
             for members in batches_by_length([len(ids) for ids in sequences], self.token_budget):
                 yield members, self._run(self._pad([sequences[i] for i in members]))
             return
-        planted = plant(sequences, self.token_budget) if self.engine.packing == "shared" else [Planted([i], 0) for i in range(len(sequences))]
+        planted = plant(sequences, self.tree_budget) if self.engine.packing == "shared" else [Planted([i], 0) for i in range(len(sequences))]
         sizes = [tree.prefix + sum(len(sequences[i]) - tree.prefix for i in tree.indices) for tree in planted]
         for row in sorted(fill(sizes, self.token_budget), key=lambda row: -sum(sizes[t] for t in row)):
             members = [i for t in row for i in planted[t].indices]

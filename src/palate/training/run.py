@@ -170,6 +170,7 @@ def train(settings: RunSettings, *, resume: bool = False, say: Say = print) -> F
     trainer = build_trainer(settings, data, [stop])
     trainer.remove_callback(ProgressCallback)
     trainer.add_callback(TrainingBar)
+    say(f"packing: {trainer.engine.packing}" + (f" ({trainer.engine.reason})" if trainer.engine.reason else ""))
     if shared := shared_prompts(data):
         say(f"Note: {shared} prompts stand in training and evaluation data alike")
     if trainer.is_world_process_zero():

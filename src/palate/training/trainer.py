@@ -118,10 +118,7 @@ class RewardTrainer(PartsTrainer):
         fit_tokenizer(reward_model, tokenizer)
         args.max_length = within_positions(args.max_length, reward_model)
         self.encoder = Encoder(tokenizer, max_length=args.max_length, length_policy=args.length_policy, separator=args.prompt_separator)
-        wrapper: Any = reward_model
-        self.engine = choose_packing(
-            wrapper.get_base_model() if isinstance(getattr(wrapper, "peft_config", None), dict) else wrapper, args.packing, args.max_length
-        )
+        self.engine = choose_packing(reward_model, args.packing, args.max_length)
         args.learning_rate = args.resolved_learning_rate(reward_model.num_parameters(), lora=peft_config is not None)
         if peft_config is not None:
             reward_model = wrap_peft(reward_model, peft_config, args)
