@@ -116,14 +116,15 @@ def test_bfloat16_is_within_its_rounding(name: str) -> None:
     model = family(name)
     choose_packing(model)
     packed = row(TREES[5] if name in DECODERS else [[0, 9], [0, 31]])
-    exact, _ = rewards_and_gradients(model, packed)
+    exact, of_exact = rewards_and_gradients(model, packed)
     with torch.autocast("cpu", dtype=torch.bfloat16):
         got, gradients = rewards_and_gradients(model, packed)
         reference, of_reference = rewards_and_gradients(model, padded(whole_sequences(packed)))
     assert got.dtype == torch.float32
     assert (got - exact).abs().max() < 0.02 and (reference - exact).abs().max() < 0.02  # rewards near 0.5, 8 significant bits, two layers
-    for one, other in zip(gradients.values(), of_reference.values(), strict=True):
-        assert (one - other).norm() <= 0.05 * other.norm() + 1e-3
+    whole = [torch.cat([value.flatten() for value in part.values()]) for part in (of_exact, gradients, of_reference)]
+    # all gradients together: a mixture's router may send a token elsewhere for a rounding, in either layout
+    assert (whole[1] - whole[0]).norm() <= 2 * (whole[2] - whole[0]).norm() + 1e-3 * whole[0].norm()
 
 
 @pytest.mark.parametrize("name", ["qwen3", "phi3", "gpt2"])
