@@ -19,9 +19,9 @@ def main(arguments: Sequence[str]) -> int:
         "--against", nargs="*", metavar="NAME", help="packed, padded, auto+compile, trl (training), pipeline (scoring); default: padded and the peer"
     )
     parser.add_argument("--bf16", action="store_true", help="bfloat16 autocast (training)")
-    parser.add_argument("--batch-size", type=int, default=16, help="groups of a step")
+    parser.add_argument("--batch-size", type=int, default=8, help="groups of a step")
     parser.add_argument("--max-length", type=int, default=1024)
-    parser.add_argument("--rounds", type=int, default=5, help="batches measured")
+    parser.add_argument("--rounds", type=int, default=3, help="batches measured")
     parser.add_argument("--token-budget", type=int, help="tokens computed at a time (default: by device)")
     parser.add_argument("--no-memory", action="store_true", help="do not measure peak memory (a fresh process for each contender)")
     parser.add_argument("--output", type=Path, default=Path("bench"), help="folder for bench.json and bench.png")
@@ -75,13 +75,13 @@ def main(arguments: Sequence[str]) -> int:
 def table(result: Mapping[str, Any]) -> Any:
     from rich.table import Table
 
-    unit = "comparisons/s" if result["kind"] == "train" else "responses/s"
+    unit = "pairs/s" if result["kind"] == "train" else "responses/s"
     precision = "bfloat16 autocast" if result["bf16"] else "as the weights"
     title = f"{result['kind']}, {result['batch_size']} groups a batch, {precision}; matmul {result['matmul_gflops']:.0f} GFLOP/s"
     view = Table(title=title, title_justify="left")
-    columns = ("contender", unit, "unique tokens/s", "of matmul rate", "peak MiB", "time, in ours")
+    columns = ("contender", unit, "tokens/s", "of matmul", "peak MiB", "time")
     for column in columns:
-        view.add_column(column, justify="left" if column == "contender" else "right")
+        view.add_column(column, justify="left" if column == "contender" else "right", overflow="fold")
     for name, figures in result["contenders"].items():
         rate = figures["comparisons_per_second" if result["kind"] == "train" else "sequences_per_second"]
         memory = figures.get("peak_memory_mib")
