@@ -99,7 +99,9 @@ def _map(data: Dataset, encoder: Encoder, *, ties: str, num_proc: int | None, na
         groups, bad = _parse(zip(indices, rows, strict=True), name, layout, margins)
         # `source` columns of the data keep their meaning in metadata; here every row belongs to the data set as a whole
         account = EncodeReport()
-        encoded = [encoded_row(e, 0) for e in encoder.encode_groups((_of(group, name) for group in groups), account, ties=ties)]
+        # a row gives one group at most, so numbers counted from the batch's first row are its own
+        kept = encoder.encode_groups((_of(group, name) for group in groups), account, ties=ties)
+        encoded = [encoded_row(e, indices[0] + i) for i, e in enumerate(kept)]
         columns: dict[str, list[Any]] = {key: [row[key] for row in encoded] for key in ENCODED_FEATURES}
         notes = [("cut", "", account.cut[name]), ("tokens", "", account.tokens), ("unique", "", account.unique_tokens), ("longest", "", account.longest)]
         notes += [("dropped", reason, count) for reason, count in account.dropped.get(name, {}).items()]
@@ -140,7 +142,7 @@ def _map(data: Dataset, encoder: Encoder, *, ties: str, num_proc: int | None, na
     report.groups[name], report.kept[name] = len(data), len(encoded)
     if not len(encoded):
         raise nothing_left(name, report)
-    return numbered(encoded), report
+    return encoded, report
 
 
 def _of(group: PreferenceGroup, source: str) -> PreferenceGroup:
