@@ -47,13 +47,20 @@ def packed_row(groups: Sequence[Sequence[list[int]]], prefixes: Sequence[int]) -
     return {"input_ids": torch.tensor([tokens], dtype=torch.long), "trees": trees}
 
 
-def batches_by_length(lengths: Sequence[int], budget: int) -> list[list[int]]:
-    """Indices in order of length, longest first, cut where a padded batch (sequences times the longest) would exceed the budget."""
+def batches_by_length(lengths: Sequence[int], budget: int, counts: Sequence[int] | None = None) -> list[list[int]]:
+    """Indices in order of length, longest first, cut where a padded batch (sequences times the longest) would exceed the budget.
+
+    `counts`: sequences behind each index, where it stands for a group; `lengths` are then the longest of each.
+    """
     batches: list[list[int]] = []
+    rows = 0
     for index in sorted(range(len(lengths)), key=lambda i: (-lengths[i], i)):
-        if not batches or (len(batches[-1]) + 1) * lengths[batches[-1][0]] > budget:
+        count = counts[index] if counts else 1
+        if not batches or (rows + count) * lengths[batches[-1][0]] > budget:
             batches.append([])
+            rows = 0
         batches[-1].append(index)
+        rows += count
     return batches
 
 
@@ -149,7 +156,9 @@ class PackingCollator:
 
     def __call__(self, rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         if self.packing == "padded":
-            return {"parts": [self.pad([rows[i] for i in part]) for part in self._padded_parts(rows)]}
+            longest, counts = [max(map(len, row["token_ids"])) for row in rows], [len(row["token_ids"]) for row in rows]
+            parts = sorted(sorted(part) for part in batches_by_length(longest, self.token_budget, counts))
+            return {"parts": [self.pad([rows[i] for i in part]) for part in parts]}
         share = self.packing == "shared"
         prefixes = [shared_prefix(row["token_ids"]) if share else 0 for row in rows]
         sizes = [prefix + sum(len(ids) - prefix for ids in row["token_ids"]) for row, prefix in zip(rows, prefixes, strict=True)]
@@ -159,20 +168,6 @@ class PackingCollator:
     def _part(rows: Sequence[Mapping[str, Any]], prefixes: Sequence[int], share: bool) -> dict[str, Any]:
         groups = [row["token_ids"] for row in rows] if share else [[ids] for row in rows for ids in row["token_ids"]]
         return packed_row(groups, prefixes if share else [0] * len(groups)) | comparison_columns(rows)
-
-    def _padded_parts(self, rows: Sequence[Mapping[str, Any]]) -> list[list[int]]:
-        """Groups in order of length, cut where responses times the longest would exceed the budget."""
-        longest = [max(map(len, row["token_ids"])) for row in rows]
-        parts: list[list[int]] = []
-        responses = 0
-        for index in sorted(range(len(rows)), key=lambda i: (-longest[i], i)):
-            count = len(rows[index]["token_ids"])
-            if not parts or (responses + count) * longest[parts[-1][0]] > self.token_budget:
-                parts.append([])
-                responses = 0
-            parts[-1].append(index)
-            responses += count
-        return sorted(sorted(part) for part in parts)
 
 
 def num_tokens(part: Mapping[str, Any]) -> int | torch.Tensor:

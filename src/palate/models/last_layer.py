@@ -48,6 +48,8 @@ def at_rows(run: Callable[..., Tensor], hidden: tuple[Tensor, ...], rows: Tensor
 class LastLayer:
     """Mixed in front of the class of the last layer; its forward also runs when gradient checkpointing computes it again."""
 
+    _reads: Tensor | None = None
+
     @untraced
     def forward(self, *args: Any, palate_layout: Layout | None = None, **kwargs: Any) -> Any:
         forward = super().forward  # type: ignore[misc]
@@ -66,8 +68,6 @@ class LastLayer:
         finally:
             for part in parts:
                 part._reads = None
-
-    _reads: Tensor | None = None
 
     @untraced
     def feed_forward_chunk(self, hidden: Tensor) -> Tensor:

@@ -182,22 +182,20 @@ class Layout:
         return tuple(reversed(kept))
 
     def _square_mask(self, length: int, window: int | None) -> Tensor:
-        assert window is not None
-        distance = torch.arange(length)[:, None] - torch.arange(length)[None, :]
-        seen = ((distance >= 0) & (distance < window)) if self.causal else (distance.abs() < window)
-        return self._once(("square", length, window), lambda: _added(seen))
+        return self._once(("square", length, window), lambda: self._added(range(length), range(length), window))
 
     def _joint_mask(self, length: int, prefix: int, window: int | None) -> Tensor:
-        distance = torch.arange(prefix, prefix + length)[:, None] - torch.arange(prefix + length)[None, :]
-        seen = (distance >= 0) & (distance < window if window is not None else True)
-        return self._once(("joint", length, prefix, window), lambda: _added(seen))
+        return self._once(("joint", length, prefix, window), lambda: self._added(range(prefix, prefix + length), range(prefix + length), window))
+
+    def _added(self, queries: range, keys: range, window: int | None) -> Tensor:
+        """What is added to the scores of positions of one sequence: 0 where seen, -inf elsewhere. Float32: attention by segment computes in it."""
+        distance = torch.arange(queries.start, queries.stop)[:, None] - torch.arange(keys.stop)[None, :]
+        hidden = (distance < 0) & self.causal
+        if window is not None:
+            hidden |= distance.abs() >= window
+        return torch.zeros(hidden.shape).masked_fill_(hidden, float("-inf"))
 
     def _once(self, key: Any, make: Callable[[], Any]) -> Any:
         if key not in self.made:
             self.made[key] = make()
         return self.made[key]
-
-
-def _added(seen: Tensor) -> Tensor:
-    """Booleans as what is added to scores: 0 where seen, -inf elsewhere. Float32: attention by segment computes in it."""
-    return torch.zeros(seen.shape).masked_fill_(~seen, float("-inf"))

@@ -137,8 +137,10 @@ class LocalScorer:
 
     @torch.inference_mode()
     def _run(self, batch: dict[str, Any]) -> np.ndarray:
-        on_device = {key: value.to(self.device) if isinstance(value, torch.Tensor) else value for key, value in batch.items()}
-        return self.model(**on_device).logits[:, 0].float().cpu().numpy()
+        return self.model(**self._on_device(batch)).logits[:, 0].float().cpu().numpy()
+
+    def _on_device(self, batch: dict[str, Any]) -> dict[str, Any]:
+        return {key: value.to(self.device) if isinstance(value, torch.Tensor) else value for key, value in batch.items()}
 
     def _check_packing(self, sequences: Sequence[list[int]]) -> None:
         """Compute a few sequences packed and padded; where they differ, everything is padded from here on."""
@@ -146,8 +148,7 @@ class LocalScorer:
         prefix = shared_prefix(sequences) if self.engine.packing == "shared" else 0
         trees = [sequences] if prefix else [[ids] for ids in sequences]
         packed, padded = packed_row(trees, [prefix] * len(trees)), self._pad(sequences)
-        move = {key: value.to(self.device) if isinstance(value, torch.Tensor) else value for key, value in packed.items()}
-        problem = packing_error(self.model, move, {key: value.to(self.device) for key, value in padded.items()})
+        problem = packing_error(self.model, self._on_device(packed), self._on_device(padded))
         self.engine = checked(self.engine, problem, self.packing)
         if problem:
             logger.warning("packing: padded (%s)", problem)
