@@ -81,12 +81,12 @@ DECODER = {**TINY, "num_key_value_heads": 2, "max_position_embeddings": 512}
 
 
 def tiny_model(kind: str = "qwen3", *, seed: int = 0, **config: Any) -> Any:
-    """A random sequence classifier of one label with the tokenizer that goes with it in `tiny`."""
+    """A random sequence classifier (of one label unless `num_labels` says otherwise) with the tokenizer that goes with it in `tiny`."""
     torch.manual_seed(seed)
     if kind == "bert":
         tokenizer = bert_tokenizer()
         return BertForSequenceClassification(
-            BertConfig(**TINY, vocab_size=len(tokenizer), num_labels=1, max_position_embeddings=512, pad_token_id=tokenizer.pad_token_id, **config)
+            BertConfig(**TINY, vocab_size=len(tokenizer), max_position_embeddings=512, pad_token_id=tokenizer.pad_token_id, **{"num_labels": 1, **config})
         )
     tokenizer = chatml_tokenizer() if kind == "qwen3" else llama_tokenizer()
     classes = {"qwen3": (Qwen3Config, Qwen3ForSequenceClassification, {"head_dim": 8}), "llama": (LlamaConfig, LlamaForSequenceClassification, {})}
@@ -96,11 +96,10 @@ def tiny_model(kind: str = "qwen3", *, seed: int = 0, **config: Any) -> Any:
             **DECODER,
             **extra,
             vocab_size=len(tokenizer),
-            num_labels=1,
             pad_token_id=tokenizer.pad_token_id,
             eos_token_id=tokenizer.eos_token_id,
             bos_token_id=tokenizer.bos_token_id,
-            **config,
+            **{"num_labels": 1, **config},
         )
     )
 

@@ -44,10 +44,18 @@ class Comparison(NamedTuple):
     margin: float = 0.0  # strength of preference in reward units (Llama 2, eq. 2); 0 = none given
     weight: float = 1.0  # votes, confidence, or 1/C(K,2) to balance prompts (InstructGPT, eq. 1)
     probability: float = 1.0  # soft label: P(chosen beats rejected); 0.5 = tie
+    strength: float = 0.0  # how much better on the annotators' scale: 1 slightly, 2 better, 3 significantly; 0 = not said
 
     @property
     def is_tie(self) -> bool:
         return self.probability == 0.5
+
+
+class Step(NamedTuple):
+    """One step of a response and what is said of it: 1 right, 0 wrong (or 1, 0, -1 with neutral between); None = nothing."""
+
+    text: str
+    label: int | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,12 +66,70 @@ class PreferenceGroup:
     responses: tuple[Conversation, ...]
     comparisons: tuple[Comparison, ...] = ()
     ratings: tuple[Mapping[str, float], ...] = ()  # absolute scores per attribute, one mapping a response, if any
+    ranks: tuple[float, ...] = ()  # one a response, lower is better, equal = tied, NaN = not ranked; if any
+    steps: tuple[Step, ...] = ()  # the steps of the one response, if it comes in steps
     metadata: Mapping[str, Any] = field(default_factory=dict)  # id, subset, source, location: travels to every result row
     template_args: Mapping[str, Any] = field(default_factory=dict)
 
     def exchanges(self) -> list[Exchange]:
         return [Exchange(self.prompt, response, self.template_args) for response in self.responses]
 
+
+MARGIN_SOURCES = ("column", "ratings", "strength", "llama2_small", "llama2_large", "none")
+
+
+class MarginRule(NamedTuple):
+    """Where a comparison's margin comes from, and what is made of it. A comparison without one has margin 0.
+
+    column: the row's own; ratings: the difference of both ratings; strength: the annotators' 1 to 3 as it stands; llama2_small and llama2_large: the
+    strength on the scales of Llama 2 (arXiv 2307.09288, table 27). It is then multiplied by `scale` and cut at `clip`.
+    """
+
+    source: str = "column"
+    scale: float = 1.0
+    clip: float | None = None
+
+
+COLUMN_MARGINS = MarginRule()
+
+Reads: TypeAlias = Literal["last", "response", "divergence", "divergence_padded", "steps"]
+"""Tokens whose outputs a loss reads: the one that speaks for a response, all of the response, those from where two responses differ, step ends."""
+
+
+@dataclass(frozen=True)
+class Supervision:
+    """What a loss reads from the data: rows without any of it are left out and counted, and columns that nobody reads are not built."""
+
+    comparisons: bool = True
+    ranks: bool = False
+    rank_by: str | None = None  # rank by this attribute's ratings; None: by the data's own ranking
+    attributes: tuple[str, ...] = ()
+    reads: Reads = "last"
+    classes: int = 0  # classes of step labels, 2 or 3
+    last_step_only: bool = False
+    margins: MarginRule = COLUMN_MARGINS
+    scaled: bool = False  # the margin multiplies the loss: a comparison without one teaches nothing
+    lengths: bool = False  # the length of each response, in tokens
+    text: bool = False  # the tokens of each response, to be predicted
+    prompts: bool = False  # the prompt as text, for embeddings
+    off_topic: int = 0  # responses to other prompts, added to each group as worse than its best
+
+
+@dataclass(frozen=True)
+class Readout:
+    """How one reward is read from the D outputs of a head: `weights` times outputs.
+
+    Step rewards (`aggregate` set) weigh the softmax over classes into P(step is good) instead, and gather the steps of a response by `aggregate`;
+    a response is cut into steps at `separator`.
+    """
+
+    outputs: tuple[str, ...] = ("reward",)
+    weights: tuple[float, ...] = (1.0,)
+    aggregate: str | None = None
+    separator: str = "\n"
+
+
+AGGREGATES = ("min", "product", "mean", "last")
 
 Packing: TypeAlias = Literal["auto", "shared", "packed", "padded"]
 """How sequences are computed: rows of trees that hold each shared prefix once, rows of whole sequences, padded batches; `auto`: the fastest exact way."""

@@ -1,17 +1,18 @@
-"""Losses by hand, against binary cross-entropy, and their invariants."""
+"""The objective: sums and weights of terms over an index batch, metrics, and terms across a step."""
 
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
-from torch.nn.functional import binary_cross_entropy_with_logits
+from torch import Tensor
 
-from palate.errors import ConfigError
-from palate.losses.objective import Objective
-from palate.losses.pairwise import bradley_terry
-from palate.losses.regularizers import centering
+from palate.losses.objective import Across, Objective, ObjectiveOutput
+from palate.losses.terms import CenteringTerm, Outputs, PairwiseTerm, PointwiseTerm, TieTerm
+
+CENTERED = Objective((PairwiseTerm(), CenteringTerm()), (1.0, 0.1))
 
 
 def batch(pairs, *, margin=None, weight=None, probability=None) -> dict[str, torch.Tensor]:
@@ -22,106 +23,119 @@ def batch(pairs, *, margin=None, weight=None, probability=None) -> dict[str, tor
         "margin": torch.tensor(margin or [0.0] * n),
         "weight": torch.tensor(weight or [1.0] * n),
         "probability": torch.tensor(probability or [1.0] * n),
+        "group": torch.arange(n),
     }
 
 
-def test_bradley_terry_by_hand() -> None:
-    """r = (1.2, 0.4): difference 0.8, sigmoid 0.6900, loss 0.3711, gradient -/+ 0.3100."""
-    chosen, rejected = torch.tensor([1.2], requires_grad=True), torch.tensor([0.4], requires_grad=True)
-    loss = bradley_terry(chosen, rejected)
-    loss.sum().backward()
-    assert loss.item() == pytest.approx(0.3711, abs=5e-5)
-    assert chosen.grad.item() == pytest.approx(-0.3100, abs=5e-5) and rejected.grad.item() == pytest.approx(0.3100, abs=5e-5)
+def run(objective: Objective, rewards: Tensor, columns: dict[str, Tensor]) -> ObjectiveOutput:
+    """One output a response."""
+    return objective(objective.read(rewards[:, None], columns), columns)
 
 
-def test_margins_by_hand() -> None:
-    """rc = [1,2,3], rr = 0, margins [0,1,2]: every difference less its margin is 1, loss 0.31326 (a broadcast to [3,3] gives 0.43798)."""
-    loss = bradley_terry(torch.tensor([1.0, 2.0, 3.0]), torch.zeros(3), margin=torch.tensor([0.0, 1.0, 2.0]))
-    assert loss.shape == (3,) and loss.mean().item() == pytest.approx(0.31326, abs=1e-5)
-
-
-def test_soft_labels_and_smoothing_are_cross_entropy() -> None:
-    g = torch.Generator().manual_seed(0)
-    c, r, m, p = (torch.randn(50, generator=g), torch.randn(50, generator=g), torch.rand(50, generator=g), torch.rand(50, generator=g))
-    expected = binary_cross_entropy_with_logits(c - r - m, 0.9 * p + 0.1 * (1 - p), reduction="none")
-    torch.testing.assert_close(bradley_terry(c, r, margin=m, probability=p, label_smoothing=0.1), expected)
-
-
-def test_smoothing_has_its_minimum_at_log_odds() -> None:
-    """cDPO: with flip chance e the loss is smallest at a difference of log((1 - e) / e)."""
-    e = 0.1
-    x = torch.tensor([math.log((1 - e) / e)], requires_grad=True)
-    bradley_terry(x, torch.zeros(1), label_smoothing=e).sum().backward()
-    assert x.grad.item() == pytest.approx(0.0, abs=1e-7)
-
-
-@pytest.mark.parametrize("difference", [1e4, -1e4])
-def test_finite_at_large_differences(difference: float) -> None:
-    x = torch.tensor([difference], requires_grad=True)
-    loss = bradley_terry(x, torch.zeros(1), label_smoothing=0.05, probability=torch.tensor([0.9]))
-    loss.sum().backward()
-    assert torch.isfinite(loss).all() and torch.isfinite(x.grad).all()
-
-
-def test_centering_by_hand() -> None:
-    """Coefficient 0.01 on rc = [1,2], rr = [.5,-1]: 0.01 * mean(1.5^2, 1^2) = 0.01625."""
-    value = 0.01 * centering(torch.tensor([1.0, 2.0]), torch.tensor([0.5, -1.0])).mean()
-    assert value.item() == pytest.approx(0.01625)
-
-
-def test_centering_leaves_differences_alone() -> None:
-    rewards = torch.tensor([1.0, -0.3], requires_grad=True)
-    centering(rewards[:1], rewards[1:]).sum().backward()
-    assert (rewards.grad[0] - rewards.grad[1]).item() == 0.0
+def loss(objective: Objective, rewards: Tensor, columns: dict[str, Tensor]) -> Tensor:
+    return objective.loss(*run(objective, rewards, columns)[:2])
 
 
 def test_k_wise_by_hand() -> None:
     """Scores (2,1,0), all pairs weighing 1/3: mean pair loss 0.25115 (InstructGPT, eq. 1)."""
     pairs = [(0, 1), (0, 2), (1, 2)]
-    out = Objective()(torch.tensor([2.0, 1.0, 0.0]), batch(pairs, weight=[1 / 3] * 3))
-    assert out.total.item() == pytest.approx(0.25115, abs=1e-5) and out.weight.item() == pytest.approx(1.0)
+    out = run(Objective(), torch.tensor([2.0, 1.0, 0.0]), batch(pairs, weight=[1 / 3] * 3))
+    assert out.totals.item() == pytest.approx(0.25115, abs=1e-5) and out.weights.item() == pytest.approx(1.0)
 
 
 def test_a_shift_of_all_rewards_changes_nothing() -> None:
     rewards = torch.tensor([0.3, -1.0, 2.0])
     b = batch([(0, 1), (2, 0)])
-    torch.testing.assert_close(Objective()(rewards, b).total, Objective()(rewards + 7.0, b).total)
+    torch.testing.assert_close(loss(Objective(), rewards, b), loss(Objective(), rewards + 7.0, b))
 
 
 def test_index_batch_gradient_equals_explicit_pairs() -> None:
     """K = 4 as 4 rows and 6 comparisons, or as 12 rows: the same gradient on each response."""
     torch.manual_seed(0)
-    rewards = torch.randn(4, dtype=torch.float64).float().requires_grad_()
+    rewards = torch.randn(4, requires_grad=True)
     pairs = [(a, b) for a in range(4) for b in range(a + 1, 4)]
-    Objective(centering=0.1)(rewards, batch(pairs)).total.backward()
+    loss(CENTERED, rewards, batch(pairs)).backward()
     index = torch.tensor([i for pair in pairs for i in pair])
     explicit = rewards.detach()[index].requires_grad_()
-    Objective(centering=0.1)(explicit, batch([(2 * i, 2 * i + 1) for i in range(6)])).total.backward()
+    loss(CENTERED, explicit, batch([(2 * i, 2 * i + 1) for i in range(6)])).backward()
     torch.testing.assert_close(rewards.grad, torch.zeros(4).index_add(0, index, explicit.grad))
 
 
-def test_metrics_are_sums_over_decided_comparisons() -> None:
+def test_terms_are_weighted_means_of_their_own_items() -> None:
+    """Bradley-Terry over two comparisons of weight 1 and 3, plus half the squared error over the two ratings that are there."""
+    objective = Objective((PairwiseTerm(), PointwiseTerm("regression")), (1.0, 0.5))
+    columns = batch([(0, 1), (1, 2)], weight=[1.0, 3.0])
+    columns |= {"rating": torch.tensor([[1.0], [math.nan], [3.0]]), "response_group": torch.tensor([0, 0, 1])}
+    rewards = torch.tensor([2.0, 1.0, 0.0])
+    expected = math.log1p(math.exp(-1.0)) + 0.5 * ((2 - 1) ** 2 + (0 - 3) ** 2) / 2
+    assert loss(objective, rewards, columns).item() == pytest.approx(expected, rel=1e-6)
+    assert objective.weights(columns).tolist() == [4.0, 2.0]
+
+
+def test_a_term_without_items_adds_nothing() -> None:
+    objective = Objective((PairwiseTerm(), PointwiseTerm("regression")), (1.0, 0.5))
+    columns = batch([(0, 1)]) | {"rating": torch.full((2, 1), math.nan), "response_group": torch.zeros(2, dtype=torch.long)}
+    rewards = torch.tensor([1.0, 0.0], requires_grad=True)
+    value = loss(objective, rewards, columns)
+    value.backward()
+    assert value.item() == pytest.approx(math.log1p(math.exp(-1.0))) and torch.isfinite(rewards.grad).all()
+
+
+def test_metrics_are_over_decided_comparisons() -> None:
     b = batch([(0, 1), (1, 0), (0, 2), (0, 1)], weight=[1.0, 1.0, 2.0, 5.0], probability=[1.0, 1.0, 1.0, 0.5])
-    metrics = Objective()(torch.tensor([1.0, 0.0, 1.0]), b).metrics
-    assert [m.item() for m in metrics["accuracy"]] == [1.0, 3.0]  # right, wrong, a tie of rewards (wrong); the label tie is left out, weights do not count
-    assert [m.item() for m in metrics["margin"]] == [0.0, 3.0]
+    metrics = run(Objective(), torch.tensor([1.0, 0.0, 1.0]), b).metrics
+    sums = {name: ((items.values * items.weights).sum().item(), items.weights.sum().item()) for name, items in metrics.items()}
+    assert sums["accuracy"] == (1.0, 3.0)  # right, wrong, a tie of rewards (wrong); the label tie is left out, weights do not count
+    assert sums["margin"] == (0.0, 3.0)
+
+
+def test_metrics_read_the_reward_that_scoring_reads() -> None:
+    """Two heads: training compares their sum, scoring and accuracy the first alone."""
+    objective = Objective(outputs=("quality", "length"), reward=(1.0, 1.0), reading=(1.0, 0.0))
+    columns = batch([(0, 1)])
+    outputs = objective.read(torch.tensor([[0.0, 3.0], [1.0, 0.0]]), columns)
+    result = objective(outputs, columns)
+    assert outputs.rewards.tolist() == [3.0, 1.0] and result.totals.item() == pytest.approx(math.log1p(math.exp(-2.0)))
+    assert result.metrics["accuracy"].values.item() == 0.0
 
 
 def test_margins_can_be_left_out() -> None:
     b = batch([(0, 1)], margin=[3.0])
     rewards = torch.tensor([1.0, 0.0])
-    assert Objective(margins=False)(rewards, b).total.item() == pytest.approx(math.log1p(math.exp(-1)))
-    assert Objective()(rewards, b).total.item() == pytest.approx(math.log1p(math.exp(2)))
+    assert loss(Objective((PairwiseTerm(margins=False),)), rewards, b).item() == pytest.approx(math.log1p(math.exp(-1)))
+    assert loss(Objective(), rewards, b).item() == pytest.approx(math.log1p(math.exp(2)))
 
 
-@pytest.mark.parametrize(
-    ("options", "words"), [({"type": "hinges"}, "loss.type"), ({"label_smoothing": 0.5}, "less than 0.5"), ({"centering": -1.0}, "0 or more")]
-)
-def test_bad_settings(options, words) -> None:
-    with pytest.raises(ConfigError, match=words):
-        Objective(**options)
+def test_a_scaled_margin_multiplies() -> None:
+    b = batch([(0, 1)], margin=[3.0])
+    scaled = Objective((PairwiseTerm("scaled_bradley_terry", scaled=True),))
+    assert loss(scaled, torch.tensor([1.0, 0.0]), b).item() == pytest.approx(3 * math.log1p(math.exp(-1)))
+
+
+def test_a_learned_tie_threshold_gets_a_gradient() -> None:
+    objective = Objective((TieTerm("rao_kupper"),), parameters={"tie_threshold": (0.0,)})
+    raw = torch.zeros(1, requires_grad=True)
+    columns = batch([(0, 1)], probability=[0.5])
+    result = objective(objective.read(torch.tensor([[0.5], [0.5]]), columns), columns, {"tie_threshold": raw})
+    result.totals.sum().backward()
+    assert raw.grad.item() < 0  # a wider threshold makes the tie likelier
 
 
 def test_bfloat16_rewards_are_compared_in_float32() -> None:
     rewards = torch.tensor([8.0, 8.03125], dtype=torch.bfloat16)
-    assert Objective()(rewards, batch([(0, 1)])).total.dtype == torch.float32
+    assert run(Objective(), rewards, batch([(0, 1)])).totals.dtype == torch.float32
+
+
+def test_terms_across_the_step_by_hand() -> None:
+    """Zero sum of (1, 2, 3): 4. Cross-prompt on two comparisons of unlike prompts at a tiny temperature: each meets itself alone."""
+    rewards = torch.tensor([2.0, 0.0, 1.0, 3.0])
+    columns = batch([(0, 1), (2, 3)]) | {"prompt_embedding": torch.eye(2)}
+    outputs = Outputs(rewards[:, None], rewards[:, None], rewards, rewards)
+    across = Across(zero_sum=0.5, cross_prompt=2.0, temperature=0.01, own_floor=0.0)
+    values = across(outputs, columns)
+    assert values["zero_sum"].item() == pytest.approx(0.5 * 1.5**2)
+    own = (math.log1p(math.exp(-2.0)) + math.log1p(math.exp(2.0))) / 2
+    assert values["cross_prompt"].item() == pytest.approx(2 * own, rel=1e-5)
+    even = replace(across, temperature=1e6)(outputs, columns)["cross_prompt"]
+    cross = [math.log1p(math.exp(-d)) for d in (2 - 0, 2 - 3, 1 - 0, 1 - 3)]
+    assert even.item() == pytest.approx(2 * sum(cross) / 4, rel=1e-4)

@@ -13,11 +13,12 @@ import math
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
+from dataclasses import replace
 from typing import Any, NamedTuple
 
-from palate.data.pairing import from_probability, from_scores, from_votes
+from palate.data.pairing import from_probability, from_scores, from_votes, overall
 from palate.errors import DataError, RowError
-from palate.types import Comparison, Conversation, Message, PreferenceGroup, TokenIds, text_of
+from palate.types import Comparison, Conversation, Message, PreferenceGroup, Step, TokenIds, text_of
 
 Row = Mapping[str, Any]
 
@@ -156,6 +157,28 @@ def _weight(row: Row) -> float:
     return weight
 
 
+STRENGTHS = {"significantly better": 3.0, "better": 2.0, "slightly better": 1.0, "negligibly better": 0.0, "unsure": 0.0, "negligibly better/unsure": 0.0}
+"""Llama 2's four answers (arXiv 2307.09288, section 3.2.1) as numbers."""
+
+
+def _strength(row: Row) -> float:
+    """How much better the chosen side is on the annotators' scale, 0 to 3; absent means not said."""
+    value = row.get("strength")
+    if value is None:
+        return 0.0
+    if isinstance(value, str) and value.strip().lower() in STRENGTHS:
+        return STRENGTHS[value.strip().lower()]
+    strength = _number(value, "strength", kind="strength")
+    if not 0 <= strength <= 3:
+        raise RowError("strength", f"column `strength` is {strength}, expected 0 to 3, or one of {', '.join(STRENGTHS)}")
+    return strength
+
+
+def _compared(row: Row, chosen: int = 0, rejected: int = 1) -> Comparison:
+    """The comparison of a row that says who is better, with its margin, weight and strength."""
+    return Comparison(chosen, rejected, _margin(row), _weight(row), strength=_strength(row))
+
+
 def _as_response(value: Any, column: str, prompt: Conversation) -> Conversation:
     """A response in the kind of its prompt: text after a chat prompt becomes an assistant message."""
     response = _conversation(value, column)
@@ -208,9 +231,20 @@ def _group(
     responses: Iterable[Conversation],
     comparisons: Iterable[Comparison] = (),
     ratings: Iterable[Mapping[str, float]] = (),
+    ranks: Iterable[float] = (),
+    steps: Iterable[Step] = (),
 ) -> PreferenceGroup:
-    used = (*used, *TEMPLATE_COLUMNS, *MEDIA, "margin", "weight", "system")
-    return PreferenceGroup(prompt, tuple(responses), tuple(comparisons), tuple(ratings), _metadata(row, used), _template_args(row))
+    used = (*used, *TEMPLATE_COLUMNS, *MEDIA, "margin", "weight", "strength", "system")
+    return PreferenceGroup(
+        prompt,
+        tuple(responses),
+        tuple(comparisons),
+        tuple(ratings),
+        tuple(ranks),
+        tuple(steps),
+        metadata=_metadata(row, used),
+        template_args=_template_args(row),
+    )
 
 
 # --- chosen and rejected -------------------------------------------------------------------------------------------------------------------
@@ -246,7 +280,7 @@ def _split_messages(chosen: tuple[Message, ...], rejected: tuple[Message, ...]) 
 
 
 def parse_chosen_rejected(row: Row) -> PreferenceGroup:
-    comparison = Comparison(0, 1, margin=_margin(row), weight=_weight(row))
+    comparison = _compared(row)
     chosen, rejected = _conversation(row["chosen"], "chosen"), _conversation(row["rejected"], "rejected")
     if type(chosen) is not type(rejected):
         raise RowError("not text", "one of `chosen` and `rejected` is text and the other messages; give both alike")
@@ -286,7 +320,7 @@ def parse_pretokenized(row: Row) -> PreferenceGroup:
     chosen, rejected, chosen_mask, rejected_mask = next(names for names in PRETOKENIZED if {names[0], names[1]} <= row.keys())
     responses = (_ids(row[chosen], chosen, row.get(chosen_mask or "")), _ids(row[rejected], rejected, row.get(rejected_mask or "")))
     used = (chosen, rejected, chosen_mask or "", rejected_mask or "", "chosen_labels", "rejected_labels")
-    return _group(row, used, "", responses, [Comparison(0, 1, margin=_margin(row), weight=_weight(row))])
+    return _group(row, used, "", responses, [_compared(row)])
 
 
 def parse_messages_rejected(row: Row) -> PreferenceGroup:
@@ -304,7 +338,7 @@ def parse_messages_rejected(row: Row) -> PreferenceGroup:
             prompt, chosen, rejected = messages[:n], messages[n:], other[n:]
         else:
             rejected = other
-    return _group(row, ("messages", "rejected_response", "rejected_messages"), prompt, (chosen, rejected), [Comparison(0, 1, _margin(row), _weight(row))])
+    return _group(row, ("messages", "rejected_response", "rejected_messages"), prompt, (chosen, rejected), [_compared(row)])
 
 
 def parse_sharegpt(row: Row) -> PreferenceGroup:
@@ -312,7 +346,7 @@ def parse_sharegpt(row: Row) -> PreferenceGroup:
     if isinstance(row.get("system"), str) and row["system"]:
         prompt = ({"role": "system", "content": row["system"]}, *prompt)
     responses = [_messages(row[c], c) if not isinstance(row[c], str) else _as_response(row[c], c, prompt) for c in ("chosen", "rejected")]
-    return _group(row, ("conversations", "system", "chosen", "rejected"), prompt, responses, [Comparison(0, 1, _margin(row), _weight(row))])
+    return _group(row, ("conversations", "system", "chosen", "rejected"), prompt, responses, [_compared(row)])
 
 
 def parse_alpaca(row: Row) -> PreferenceGroup:
@@ -329,7 +363,7 @@ def parse_alpaca(row: Row) -> PreferenceGroup:
         prompt = (*turns, {"role": "user", "content": text})
     responses = [_as_response(row[side], side, prompt) for side in ("chosen", "rejected")]
     used = ("instruction", "input", "history", "chosen", "rejected")
-    return _group(row, used, prompt, responses, [Comparison(0, 1, _margin(row), _weight(row))])
+    return _group(row, used, prompt, responses, [_compared(row)])
 
 
 # --- rankings, ratings, votes, soft labels ---------------------------------------------------------------------------------------------------
@@ -345,7 +379,7 @@ def parse_ranked_items(row: Row) -> PreferenceGroup:
             raise RowError("ragged", f"every entry of `{column}` needs `rank` and `{name}`")
         responses.append(_as_response(item[name], column, prompt))
         ranks.append(-_number(item["rank"], f"{column}.rank"))
-    return _group(row, (*PROMPTS, column), prompt, responses, from_scores(ranks))
+    return _group(row, (*PROMPTS, column), prompt, responses, from_scores(ranks), ranks=[-rank for rank in ranks])
 
 
 def _listed(row: Row, column: str, k: int) -> list[Any]:
@@ -379,6 +413,7 @@ def parse_ranking(row: Row) -> PreferenceGroup:
     k = len(responses)
     ratings: list[dict[str, float]] = []
     scores: list[float] | None = None
+    ranks: list[float] = []
     for name in SCORE_LISTS:
         if row.get(name) is None:
             continue
@@ -387,17 +422,19 @@ def parse_ranking(row: Row) -> PreferenceGroup:
             raise RowError("ragged", f"`{name}` names different attributes for different responses of one prompt: {[sorted(e) for e in entries]}")
         ratings = [dict(a) | b for a, b in zip(ratings or [{}] * k, entries, strict=True)]
         if scores is None:
-            scores = [entry["score"] if "score" in entry else sum(entry.values()) / len(entry) for entry in entries]
+            scores = [overall(entry) for entry in entries]
     if row.get("comparisons") is not None:
         comparisons = _explicit_comparisons(row["comparisons"], k)
     elif row.get("ranks") is not None:
-        comparisons = from_scores([-_number(rank, "ranks", kind="ragged") for rank in _listed(row, "ranks", k)])
+        ranks = [math.nan if rank is None else _number(rank, "ranks", kind="ragged") for rank in _listed(row, "ranks", k)]
+        ranked = [i for i, rank in enumerate(ranks) if not math.isnan(rank)]
+        comparisons = tuple(c._replace(chosen=ranked[c.chosen], rejected=ranked[c.rejected]) for c in from_scores([-ranks[i] for i in ranked]))
     elif scores is not None:
-        comparisons = from_scores(scores)
+        comparisons, ranks = from_scores(scores), [-score for score in scores]
     else:
         raise RowError("missing column", f"`{column}` comes without {', '.join((*SCORE_LISTS, 'ranks', 'comparisons'))}: nothing says which is better")
     used = (*PROMPTS, column, *SCORE_LISTS, "ranks", "comparisons")
-    return _group(row, used, prompt, responses, comparisons, ratings)
+    return _group(row, used, prompt, responses, comparisons, ratings, ranks)
 
 
 def _explicit_comparisons(triples: Any, k: int) -> tuple[Comparison, ...]:
@@ -433,7 +470,7 @@ def parse_two_responses(row: Row) -> PreferenceGroup:
     signed = next((name for name in SIGNED_LABELS if row.get(name) is not None), None)
     if signed is not None:
         strength = _number(row[signed], signed, kind="label")
-        comparison = Comparison(0, 1, margin, weight) if strength < 0 else Comparison(1, 0, margin, weight)
+        comparison = Comparison(*((0, 1) if strength < 0 else (1, 0)), margin, weight, strength=abs(strength))
         return _group(row, used, prompt, responses, [comparison._replace(probability=0.5, margin=0.0) if strength == 0 else comparison])
     if label is None:
         votes = row.get("votes")
@@ -447,7 +484,7 @@ def parse_two_responses(row: Row) -> PreferenceGroup:
     if key in TIE_LABELS:
         comparison = Comparison(0, 1, weight=weight, probability=0.5)
     elif key in FIRST_WINS or key in SECOND_WINS:
-        comparison = Comparison(0, 1, margin, weight) if key in FIRST_WINS else Comparison(1, 0, margin, weight)
+        comparison = _compared(row, *((0, 1) if key in FIRST_WINS else (1, 0)))
     else:
         raise RowError("label", f"column `{column}` holds {label!r}, expected 1, 2 or 0 (tie), or A, B, A>B, B>A, tie")
     return _group(row, used, prompt, responses, [comparison])
@@ -492,10 +529,14 @@ def parse_soft_label(row: Row) -> PreferenceGroup:
         _, prompt = _prompt(row)
         base = _group(row, (*PROMPTS, *pair, column), prompt, [_as_response(row[c], c, prompt) for c in pair])
     comparison = from_probability(second)._replace(weight=_weight(row), margin=_margin(row))
-    return PreferenceGroup(base.prompt, base.responses, (comparison,), (), base.metadata, base.template_args)
+    return replace(base, comparisons=(comparison,))
 
 
 # --- single responses -------------------------------------------------------------------------------------------------------------------
+
+
+STEP_SEPARATOR = "\n"
+"""Joins the steps of a response (TRL's default), and cuts a response into steps when it is scored."""
 
 
 def parse_stepwise(row: Row) -> PreferenceGroup:
@@ -503,10 +544,11 @@ def parse_stepwise(row: Row) -> PreferenceGroup:
     _, prompt = _prompt(row)
     steps = [_text(step, "completions") for step in row["completions"]]
     labels = _listed(row, "labels", len(steps))
-    separator = "\n"
-    response = _as_response(separator.join(steps), "completions", prompt)
-    group = _group(row, (*PROMPTS, "completions", "labels"), prompt, [response])
-    return PreferenceGroup(group.prompt, group.responses, (), (), {**group.metadata, "steps": tuple(steps), "step_labels": tuple(labels)}, group.template_args)
+    response = _as_response(STEP_SEPARATOR.join(steps), "completions", prompt)
+    marked = [Step(step, None if label is None else int(_number(label, "labels", kind="label"))) for step, label in zip(steps, labels, strict=True)]
+    if wrong := [step.label for step in marked if step.label not in (None, -1, 0, 1)]:
+        raise RowError("label", f"column `labels` holds {wrong[0]!r}, expected true or false, or 1, 0, -1 (PRM800K: right, neutral, wrong)")
+    return _group(row, (*PROMPTS, "completions", "labels"), prompt, [response], steps=marked)
 
 
 def _single(row: Row) -> tuple[Conversation, Conversation, tuple[str, ...]]:

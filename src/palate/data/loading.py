@@ -17,7 +17,7 @@ import re
 import sys
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import IO, Any, TypeAlias
 
@@ -136,7 +136,7 @@ def iter_groups(
 def located(group: PreferenceGroup, source: str, location: str) -> PreferenceGroup:
     """The group with its origin in the metadata; a `source` column of the data set itself wins."""
     metadata = {"source": source, **group.metadata, "location": location}
-    return PreferenceGroup(group.prompt, group.responses, group.comparisons, group.ratings, metadata, group.template_args)
+    return replace(group, metadata=metadata)
 
 
 def rename_columns(row: Mapping[str, Any], columns: Mapping[str, str], location: str) -> dict[str, Any]:

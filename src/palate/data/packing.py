@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 import torch
 from torch.utils.data import Sampler
 
-from palate.data.collation import PreferenceCollator, comparison_columns
+from palate.data.collation import PreferenceCollator, supervision_columns
 from palate.data.tokenization import common_prefix, shared_prefix
 
 TOKEN_BUDGET = 16_384
@@ -164,10 +164,9 @@ class PackingCollator:
         sizes = [prefix + sum(len(ids) - prefix for ids in row["token_ids"]) for row, prefix in zip(rows, prefixes, strict=True)]
         return {"parts": [self._part([rows[i] for i in part], [prefixes[i] for i in part], share) for part in fill(sizes, self.token_budget)]}
 
-    @staticmethod
-    def _part(rows: Sequence[Mapping[str, Any]], prefixes: Sequence[int], share: bool) -> dict[str, Any]:
+    def _part(self, rows: Sequence[Mapping[str, Any]], prefixes: Sequence[int], share: bool) -> dict[str, Any]:
         groups = [row["token_ids"] for row in rows] if share else [[ids] for row in rows for ids in row["token_ids"]]
-        return packed_row(groups, prefixes if share else [0] * len(groups)) | comparison_columns(rows)
+        return packed_row(groups, prefixes if share else [0] * len(groups)) | supervision_columns(rows, self.pad.supervision)
 
 
 def num_tokens(part: Mapping[str, Any]) -> int | torch.Tensor:

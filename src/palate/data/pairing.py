@@ -6,10 +6,16 @@ once however many responses it has: 1/C(K,2) of InstructGPT (arXiv 2203.02155, e
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+import random
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from itertools import combinations
 
-from palate.types import Comparison
+from palate.types import Comparison, MarginRule, PreferenceGroup
+
+LLAMA2_SCALES = {"llama2_small": {1: 1 / 3, 2: 2 / 3, 3: 1.0}, "llama2_large": {1: 1.0, 2: 2.0, 3: 3.0}}
+"""Strength (slightly better, better, significantly better) -> margin; what is negligibly better has none. Source: Llama 2 (arXiv 2307.09288), table 27."""
 
 
 def from_scores(scores: Sequence[float]) -> tuple[Comparison, ...]:
@@ -51,3 +57,100 @@ def training_comparisons(comparisons: Sequence[Comparison], *, ties: str) -> tup
     A comparison of weight 0 takes no part (a step of nothing else would divide by zero).
     """
     return balance([c for c in comparisons if c.weight > 0 and (ties == "soft" or not c.is_tie)])
+
+
+# --- rankings -----------------------------------------------------------------------------------------------------------------------------------
+
+
+def ranks_of(group: PreferenceGroup, attribute: str | None = None) -> tuple[float, ...] | None:
+    """The rank of each response, lower is better; None where the group does not rank them.
+
+    By the ratings of `attribute` where it is named (rank = -rating, NaN where missing), else by the group's own ranks, else by its comparisons
+    if these put every response in its place: all pairs compared, without a circle.
+    """
+    if attribute is not None:
+        return tuple(-rating.get(attribute, math.nan) for rating in group.ratings) or None
+    return group.ranks or _ranks_from_comparisons(group.comparisons, len(group.responses))
+
+
+def _ranks_from_comparisons(comparisons: Sequence[Comparison], k: int) -> tuple[float, ...] | None:
+    pairs = {frozenset((c.chosen, c.rejected)) for c in comparisons}
+    if k < 2 or len(pairs) != k * (k - 1) // 2 or len(comparisons) != len(pairs):
+        return None
+    ranks = [0.0] * k  # how many are better
+    for c in comparisons:
+        ranks[c.rejected] += not c.is_tie
+    agree = all(ranks[c.chosen] == ranks[c.rejected] if c.is_tie else ranks[c.chosen] < ranks[c.rejected] for c in comparisons)
+    return tuple(ranks) if agree else None
+
+
+def is_ranking(ranks: Sequence[float] | None) -> bool:
+    """Whether ranks say anything: two responses of different rank at least."""
+    known = {rank for rank in ranks or () if not math.isnan(rank)}
+    return len(known) > 1
+
+
+# --- margins ------------------------------------------------------------------------------------------------------------------------------------
+
+
+def with_margins(comparisons: Sequence[Comparison], ratings: Sequence[Mapping[str, float]], rule: MarginRule) -> tuple[Comparison, ...]:
+    """Comparisons with the margins of a rule; none is negative, and what the rule cannot say is 0."""
+    return tuple(c._replace(margin=_margin(c, ratings, rule)) for c in comparisons)
+
+
+def _margin(c: Comparison, ratings: Sequence[Mapping[str, float]], rule: MarginRule) -> float:
+    if rule.source == "none" or c.is_tie:
+        return 0.0
+    if rule.source == "ratings":
+        margin = max(0.0, overall(ratings[c.chosen]) - overall(ratings[c.rejected])) if ratings else 0.0
+    elif rule.source == "strength":
+        margin = c.strength
+    elif rule.source in LLAMA2_SCALES:
+        margin = LLAMA2_SCALES[rule.source].get(round(c.strength), 0.0)
+    else:
+        margin = c.margin
+    margin *= rule.scale
+    return margin if rule.clip is None else min(margin, rule.clip)
+
+
+def overall(rating: Mapping[str, float]) -> float:
+    """One number for a rating by attributes: its `score`, or the mean."""
+    return rating["score"] if "score" in rating else sum(rating.values()) / len(rating)
+
+
+# --- off-topic negatives --------------------------------------------------------------------------------------------------------------------------
+
+
+def with_off_topic(groups: Sequence[PreferenceGroup], count: int, seed: int) -> Sequence[PreferenceGroup]:
+    """Each group with `count` responses to other prompts added, which its best response beats (it won a comparison and lost none).
+
+    They come from other groups drawn at random, one response each: a well-written answer to another question teaches that the prompt matters. A group
+    without a best response, and one whose peers all have its prompt, stays as it is. Source: RRM (Liu et al. 2024, arXiv 2409.13156), section 3.
+    """
+    if not count:
+        return groups
+    draw = random.Random(seed)
+    return [_with_negatives(group, _others(groups, i, count, draw)) for i, group in enumerate(groups)]
+
+
+def _others(groups: Sequence[PreferenceGroup], own: int, count: int, draw: random.Random) -> list[PreferenceGroup]:
+    """Up to `count` groups with another prompt of the same kind (text, messages); a few more are drawn than needed, to find them."""
+    tried = draw.sample(range(len(groups)), min(len(groups), 4 * count + 4))
+    prompt = groups[own].prompt
+    return [groups[i] for i in tried if i != own and groups[i].prompt != prompt and type(groups[i].prompt) is type(prompt)][:count]
+
+
+def _with_negatives(group: PreferenceGroup, others: Sequence[PreferenceGroup]) -> PreferenceGroup:
+    lost = {c.rejected for c in group.comparisons} | {c.chosen for c in group.comparisons if c.is_tie}
+    best = next((c.chosen for c in group.comparisons if c.chosen not in lost), None)
+    added = [other.responses[other.comparisons[0].chosen if other.comparisons else 0] for other in others]
+    if best is None or not added:
+        return group
+    k = len(group.responses)
+    return replace(
+        group,
+        responses=(*group.responses, *added),
+        comparisons=(*group.comparisons, *(Comparison(best, k + i) for i in range(len(added)))),
+        ratings=(*group.ratings, *({} for _ in added)) if group.ratings else (),
+        ranks=(*group.ranks, *(math.nan for _ in added)) if group.ranks else (),
+    )

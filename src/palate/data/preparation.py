@@ -6,6 +6,7 @@ One function encodes a chunk of groups; plain lists call it in this process, `da
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -13,12 +14,13 @@ from datasets import Dataset, Features, IterableDataset, Value
 from datasets import Sequence as SequenceOf
 
 from palate import __version__
-from palate.data.collation import encoded_row
+from palate.data.collation import encoded_row, extra_columns
 from palate.data.formats import detect_layout, parse_row
 from palate.data.loading import located
-from palate.data.tokenization import EncodedGroup, Encoder, EncodeReport
+from palate.data.pairing import with_off_topic
+from palate.data.tokenization import PAIRWISE, Encoder, EncodeReport
 from palate.errors import DataError, RowError
-from palate.types import PreferenceGroup
+from palate.types import PreferenceGroup, Supervision
 
 ENCODED_FEATURES = Features(
     {
@@ -35,6 +37,21 @@ ENCODED_FEATURES = Features(
 )
 
 
+EXTRA_FEATURES = {
+    "rank": SequenceOf(Value("float32")),
+    "rating": SequenceOf(SequenceOf(Value("float32"))),
+    "start": SequenceOf(Value("int32")),
+    "step_end": SequenceOf(Value("int32")),
+    "step_label": SequenceOf(Value("int32")),
+    "prompt": Value("string"),
+}
+"""Columns that only some losses read."""
+
+
+def encoded_features(supervision: Supervision) -> Features:
+    return Features({**ENCODED_FEATURES, **{name: EXTRA_FEATURES[name] for name in extra_columns(supervision)}})
+
+
 def is_encoded(dataset: Any) -> bool:
     return isinstance(dataset, (Dataset, IterableDataset)) and set(dataset.column_names or ()) >= {"token_ids", "chosen", "weight"}
 
@@ -46,23 +63,50 @@ def prepare(
     name: str,
     ties: str = "drop",
     on_bad_row: str = "error",
-    margins: bool = True,
+    supervision: Supervision = PAIRWISE,
     num_proc: int | None = None,
+    seed: int = 42,
 ) -> tuple[Dataset | IterableDataset, EncodeReport]:
     """Encoded data and the account of it. Raises DataError when rows are bad (see `on_bad_row`) or when nothing is left."""
     report = EncodeReport()
     if is_encoded(data):
+        columns: Any = data
+        if missing := set(extra_columns(supervision)) - set(columns.column_names or ()):
+            raise DataError(f"the encoded {name} data has no column {', '.join(sorted(missing))}, which the loss reads; encode it with this loss")
         return numbered(data), report
+    reading = _Reading(encoder, supervision, ties=ties, name=name, on_bad_row=on_bad_row, seed=seed)
     if isinstance(data, IterableDataset):
-        return _stream(data, encoder, report, ties=ties, name=name, margins=margins, on_bad_row=on_bad_row), report
+        return _stream(data, reading, report), report
     if isinstance(data, Dataset):
-        encoded, report = _map(data, encoder, ties=ties, num_proc=num_proc, name=name, on_bad_row=on_bad_row, margins=margins)
-    else:
-        rows = [encoded_row(e, i) for i, e in enumerate(encoder.encode_groups(data, report, ties=ties))]
-        if not rows:
-            raise nothing_left(name, report)
-        encoded = Dataset.from_list(rows, features=ENCODED_FEATURES)
-    return encoded, report
+        return _map(data, reading, num_proc=num_proc)
+    groups = with_off_topic(data, supervision.off_topic, seed)
+    rows = [encoded_row(e, i, supervision) for i, e in enumerate(encoder.encode_groups(groups, report, ties=ties, supervision=supervision))]
+    if not rows:
+        raise nothing_left(name, report)
+    return Dataset.from_list(rows, features=encoded_features(supervision)), report
+
+
+@dataclass(frozen=True)
+class _Reading:
+    """How rows become encoded groups."""
+
+    encoder: Encoder
+    supervision: Supervision
+    ties: str
+    name: str
+    on_bad_row: str
+    seed: int
+
+    @property
+    def margins(self) -> bool:
+        return self.supervision.margins.source == "column"
+
+    def encode(self, groups: Sequence[PreferenceGroup], report: EncodeReport, first: int) -> list[dict[str, Any]]:
+        """Encoded rows of some groups, numbered from `first` on; off-topic responses come from the same groups."""
+        own = [replace(group, metadata={**group.metadata, "source": self.name}) for group in groups]
+        mixed = with_off_topic(own, self.supervision.off_topic, self.seed + first)
+        kept = self.encoder.encode_groups(mixed, report, ties=self.ties, supervision=self.supervision)
+        return [encoded_row(e, first + i, self.supervision) for i, e in enumerate(kept)]
 
 
 def numbered(data: Any) -> Any:
@@ -89,32 +133,32 @@ def _parse(rows: Iterable[tuple[int, Mapping[str, Any]]], name: str, layout: Any
     return groups, bad
 
 
-def _map(data: Dataset, encoder: Encoder, *, ties: str, num_proc: int | None, name: str, on_bad_row: str, margins: bool) -> tuple[Dataset, EncodeReport]:
-    layout = detect_layout(data.column_names)
+def _map(data: Dataset, reading: _Reading, *, num_proc: int | None) -> tuple[Dataset, EncodeReport]:
+    layout, name = detect_layout(data.column_names), reading.name
+    columns_of = encoded_features(reading.supervision)
     version = __version__  # part of the closure, and so of the cache's key: another palate may encode otherwise
 
     def encode_batch(batch: Mapping[str, list[Any]], indices: list[int]) -> dict[str, list[Any]]:
         rows = [dict(zip(batch, values, strict=True)) for values in zip(*batch.values(), strict=True)]
         assert version
-        groups, bad = _parse(zip(indices, rows, strict=True), name, layout, margins)
+        groups, bad = _parse(zip(indices, rows, strict=True), name, layout, reading.margins)
         # `source` columns of the data keep their meaning in metadata; here every row belongs to the data set as a whole
         account = EncodeReport()
         # a row gives one group at most, so numbers counted from the batch's first row are its own
-        kept = encoder.encode_groups((_of(group, name) for group in groups), account, ties=ties)
-        encoded = [encoded_row(e, indices[0] + i) for i, e in enumerate(kept)]
-        columns: dict[str, list[Any]] = {key: [row[key] for row in encoded] for key in ENCODED_FEATURES}
+        encoded = reading.encode(groups, account, indices[0])
+        columns: dict[str, list[Any]] = {key: [row[key] for row in encoded] for key in columns_of}
         notes = [("cut", "", account.cut[name]), ("tokens", "", account.tokens), ("unique", "", account.unique_tokens), ("longest", "", account.longest)]
         notes += [("dropped", reason, count) for reason, count in account.dropped.get(name, {}).items()]
+        notes += [("fact", fact, count) for fact, count in account.facts.items()]
         notes += [(f"bad {kind}", message, 1) for kind, message in bad]
         columns["note"] = [""] * len(encoded)
         for kind, text, count in notes:
-            empty = {"token_ids": [], "chosen": [], "rejected": [], "margin": [], "weight": [], "probability": [], "group": -1, "length": count, "tokens": 0}
-            for key, value in empty.items():
-                columns[key].append(value)
+            for key in columns_of:
+                columns[key].append({"group": -1, "length": count, "tokens": 0, "prompt": ""}.get(key, []))
             columns["note"].append(f"{kind}\t{text}")
         return columns
 
-    features = Features({**ENCODED_FEATURES, "note": Value("string")})
+    features = Features({**columns_of, "note": Value("string")})
     mapped = data.map(
         encode_batch, batched=True, with_indices=True, remove_columns=data.column_names, features=features, num_proc=num_proc, desc=f"Encoding {name} data"
     )
@@ -133,10 +177,12 @@ def _map(data: Dataset, encoder: Encoder, *, ties: str, num_proc: int | None, na
             report.longest = max(report.longest, count)
         elif kind == "dropped":
             report.drop(name, text, count)
+        elif kind == "fact":
+            report.facts[text] += count
         else:
             bad.append(text)
             report.drop(name, kind.removeprefix("bad "))
-    if bad and on_bad_row == "error":
+    if bad and reading.on_bad_row == "error":
         shown = "\n  ".join(bad[:3])
         raise DataError(f"{name}: {len(bad)} of {len(data)} rows cannot be used\n  {shown}\nMend the rows, or set on_bad_row to drop (such rows are counted).")
     report.groups[name], report.kept[name] = len(data), len(encoded)
@@ -145,24 +191,20 @@ def _map(data: Dataset, encoder: Encoder, *, ties: str, num_proc: int | None, na
     return encoded, report
 
 
-def _of(group: PreferenceGroup, source: str) -> PreferenceGroup:
-    return PreferenceGroup(group.prompt, group.responses, group.comparisons, group.ratings, {**group.metadata, "source": source}, group.template_args)
-
-
-def _stream(data: IterableDataset, encoder: Encoder, report: EncodeReport, *, ties: str, name: str, margins: bool, on_bad_row: str) -> IterableDataset:
+def _stream(data: IterableDataset, reading: _Reading, report: EncodeReport) -> IterableDataset:
     """Encode while training; bad rows of a stream are counted in `report`, for a stream cannot be looked over first."""
+    features = encoded_features(reading.supervision)
 
     def encode_batch(batch: Mapping[str, list[Any]], indices: list[int]) -> dict[str, list[Any]]:
         rows = [dict(zip(batch, values, strict=True)) for values in zip(*batch.values(), strict=True)]
-        groups, bad = _parse(zip(indices, rows, strict=True), name, None, margins)
-        if bad and on_bad_row == "error":
+        groups, bad = _parse(zip(indices, rows, strict=True), reading.name, None, reading.margins)
+        if bad and reading.on_bad_row == "error":
             raise DataError(f"{bad[0][1]}\nMend the row, or set on_bad_row to drop (such rows are counted).")
         for kind, _ in bad:
-            report.groups[name] += 1
-            report.drop(name, kind)
-        encoded: list[EncodedGroup] = list(encoder.encode_groups((_of(group, name) for group in groups), report, ties=ties))
-        numbered = [encoded_row(e, indices[0] + i) for i, e in enumerate(encoded)]
-        return {key: [row[key] for row in numbered] for key in ENCODED_FEATURES}
+            report.groups[reading.name] += 1
+            report.drop(reading.name, kind)
+        encoded = reading.encode(groups, report, indices[0])
+        return {key: [row[key] for row in encoded] for key in features}
 
     columns = data.column_names or list(next(iter(data)))
-    return data.map(encode_batch, batched=True, batch_size=64, with_indices=True, remove_columns=columns, features=ENCODED_FEATURES)
+    return data.map(encode_batch, batched=True, batch_size=64, with_indices=True, remove_columns=columns, features=features)

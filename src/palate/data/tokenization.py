@@ -12,18 +12,19 @@ depends on which tool asked for it. What it guarantees for every sequence:
 from __future__ import annotations
 
 import hashlib
+from bisect import bisect_right
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from jinja2 import TemplateError
 
-from palate.data.pairing import training_comparisons
+from palate.data.pairing import is_ranking, ranks_of, training_comparisons, with_margins
 from palate.errors import ConfigError, DataError, ModelError, RowError
-from palate.types import Conversation, Exchange, PreferenceGroup, TokenIds
+from palate.types import Conversation, Exchange, PreferenceGroup, Supervision, TokenIds, content_text
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -52,12 +53,18 @@ CLOSING = (
 GROUPS_PER_CALL = 256  # groups handed to the tokenizer at once: fast tokenizers spread one call over threads
 
 
+PAIRWISE = Supervision()
+"""What pairwise losses read; the default everywhere."""
+
+
 class EncodedGroup(NamedTuple):
-    """Token ids of K responses (whole sequences, prompt included) and the comparisons between them."""
+    """Token ids of K responses (whole sequences, prompt included) and what is known about them."""
 
     token_ids: list[list[int]]
-    group: PreferenceGroup
+    group: PreferenceGroup  # its comparisons are those to train on, its ranks and ratings as the loss reads them
     cut: int  # prompt tokens removed from the left over all responses
+    starts: tuple[int, ...] = ()  # index of each response's first own token, where the loss asks for it
+    step_ends: tuple[int, ...] = ()  # index of the token that ends each step of the one response
 
 
 @dataclass
@@ -71,6 +78,7 @@ class EncodeReport:
     tokens: int = 0
     unique_tokens: int = 0  # with the prefix that a group's responses share counted once
     longest: int = 0
+    facts: Counter[str] = field(default_factory=Counter)  # what the kept groups hold: comparisons, ties, margins, rankings, rating <attribute>, steps
 
     def drop(self, source: str, reason: str, count: int = 1) -> None:
         self.dropped.setdefault(source, Counter())[reason] += count
@@ -201,10 +209,13 @@ class Encoder:
 
     # --- groups ---
 
-    def encode_groups(self, groups: Iterable[PreferenceGroup], report: EncodeReport, *, ties: str = "drop") -> Iterator[EncodedGroup]:
+    def encode_groups(
+        self, groups: Iterable[PreferenceGroup], report: EncodeReport, *, ties: str = "drop", supervision: Supervision = PAIRWISE
+    ) -> Iterator[EncodedGroup]:
         """Encoded training groups; what is left out is counted in `report` by source and reason.
 
-        A group keeps its responses only if all fit (a comparison needs both sides). `ties`: see `training_comparisons`.
+        A group keeps its responses only if all fit (a comparison needs both sides), and is kept if it holds anything that `supervision` asks for.
+        `ties`: see `training_comparisons`.
         """
         groups = iter(groups)
         while chunk := list(islice(groups, GROUPS_PER_CALL)):
@@ -214,7 +225,11 @@ class Encoder:
             except RowError:  # one of the chunk: encode them one by one and count those that the template refuses
                 rows = [self._encode_alone(group, report) for group in chunk]
             for group, ids in zip(chunk, rows, strict=True):
-                result = self._encode_group(group, ids, report, ties) if ids else None
+                try:
+                    result = self._encode_group(group, ids, report, ties, supervision) if ids else None
+                except RowError as error:  # its steps are not in its text
+                    report.drop(str(group.metadata.get("source", "data")), f"{error.kind}: {error}")
+                    continue
                 if result is not None:
                     yield result
 
@@ -227,15 +242,15 @@ class Encoder:
             report.drop(source, f"{error.kind}: {error}")
             return None
 
-    def _encode_group(self, group: PreferenceGroup, ids: list[list[int]], report: EncodeReport, ties: str) -> EncodedGroup | None:
+    def _encode_group(self, group: PreferenceGroup, ids: list[list[int]], report: EncodeReport, ties: str, supervision: Supervision) -> EncodedGroup | None:
         source = str(group.metadata.get("source", "data"))
         report.groups[source] += 1
-        comparisons = training_comparisons(group.comparisons, ties=ties)
-        if not comparisons:
-            tied = any(c.is_tie for c in group.comparisons)
-            report.drop(source, "tied" if tied else "of weight 0" if group.comparisons else "without a comparison")
+        taught = supervised(group, supervision, ties)
+        if not taught:
+            report.drop(source, lack(group, supervision))
             return None
-        before = sum(map(len, ids))
+        comparisons = taught.comparisons
+        uncut = ids
         longest = max(map(len, ids))
         if self.max_length is not None and longest > self.max_length:
             if self.length_policy == "error":
@@ -246,11 +261,11 @@ class Encoder:
             if self.length_policy == "drop":
                 report.drop(source, f"longer than {self.max_length} tokens")
                 return None
-            starts = [
+            prompts = [
                 self._shared_start(group, ids) if isinstance(r, TokenIds) else self.prompt_length(e, i)
                 for r, e, i in zip(group.responses, group.exchanges(), ids, strict=True)
             ]
-            fitted = [self.fit(i, start) for i, start in zip(ids, starts, strict=True)]
+            fitted = [self.fit(i, start) for i, start in zip(ids, prompts, strict=True)]
             if any(f is None for f in fitted):
                 report.drop(source, f"with a response longer than {self.max_length} tokens")
                 return None
@@ -258,14 +273,48 @@ class Encoder:
         if any(not c.is_tie and ids[c.chosen] == ids[c.rejected] for c in comparisons):
             report.drop(source, "with identical token ids on both sides")
             return None
-        cut = before - sum(map(len, ids))
+        removed = [len(before) - len(after) for before, after in zip(uncut, ids, strict=True)]
+        cut = sum(removed)
+        starts: tuple[int, ...] = ()
+        if supervision.reads == "response" or supervision.lengths or supervision.text:
+            lengths = [self.prompt_length(e, whole) for e, whole in zip(group.exchanges(), uncut, strict=True)]
+            starts = tuple(min(length - gone, len(i) - 1) for length, gone, i in zip(lengths, removed, ids, strict=True))
+        step_ends = tuple(at - removed[0] for at in self.step_ends(group.exchanges()[0], [step.text for step in group.steps])) if supervision.classes else ()
         report.kept[source] += 1
         report.cut[source] += cut > 0
         report.tokens += sum(map(len, ids))
         report.unique_tokens += sum(map(len, ids)) - shared_prefix(ids) * (len(ids) - 1)
         report.longest = max(report.longest, *map(len, ids))
-        group = PreferenceGroup(group.prompt, group.responses, comparisons, group.ratings, group.metadata, group.template_args)
-        return EncodedGroup(ids, group, cut)
+        report.facts.update(facts_of(taught))
+        return EncodedGroup(ids, taught, cut, starts, step_ends)
+
+    # --- steps ---
+
+    def step_ends(self, exchange: Exchange, steps: Sequence[str]) -> list[int]:
+        """Index of the token that ends each step of a response, in the ids that `encode` gives: the last one before the next step begins.
+
+        What stands between two steps (a line break) belongs to the first, so that a step is judged when it is known to be over; the last step ends
+        with its own last token. Raises RowError where a step cannot be found in the text that the model reads.
+        """
+        if isinstance(exchange.response, TokenIds):
+            raise RowError("not text", "steps cannot be found in a response of token ids; give it as text")
+        text = self._body(exchange)
+        encoded = self.tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
+        begins = [begin for begin, _ in encoded["offset_mapping"]]
+        shift = len(self._with_prefix(encoded["input_ids"])) - len(encoded["input_ids"])
+        at = max(text.rfind(response_text(exchange).strip()), 0)
+        spans = []
+        for number, step in enumerate(steps, 1):
+            found = text.find(step.strip(), at) if step.strip() else -1
+            if found < 0:
+                raise RowError(
+                    "empty step" if not step.strip() else "not text", f"step {number} of {len(steps)}, {step!r:.60}, is not in the text of the response"
+                )
+            at = found + len(step.strip())
+            spans.append((found, at))
+        tokens = [(bisect_right(begins, begin) - 1, bisect_right(begins, end - 1) - 1) for begin, end in spans]
+        following = [begin - 1 for begin, _ in tokens[1:]]
+        return [shift + max(last, before) for (_, last), before in zip(tokens, [*following, -1], strict=True)]
 
     def _shared_start(self, group: PreferenceGroup, ids: list[list[int]]) -> int:
         return common_prefix(ids) if len(ids) > 1 else len(self.rules.prefix)
@@ -273,6 +322,58 @@ class Encoder:
     def template_hash(self) -> str | None:
         template = self.tokenizer.chat_template
         return hashlib.sha256(str(template).encode()).hexdigest() if template else None
+
+
+def supervised(group: PreferenceGroup, supervision: Supervision, ties: str) -> PreferenceGroup | None:
+    """The group as the loss reads it (comparisons with margins and weights, ranks, ratings, steps); None where it holds nothing that is asked for."""
+    comparisons = with_margins(group.comparisons, group.ratings, supervision.margins)
+    if supervision.scaled:
+        comparisons = tuple(c for c in comparisons if c.margin > 0)
+    ranks = ranks_of(group, supervision.rank_by) if supervision.ranks else None
+    ratings = [{name: rating[name] for name in supervision.attributes if name in rating} for rating in group.ratings]
+    labelled = group.steps[-1:] if supervision.last_step_only else group.steps
+    taught = replace(
+        group,
+        comparisons=training_comparisons(comparisons, ties=ties),
+        ranks=ranks if ranks is not None and is_ranking(ranks) else (),
+        ratings=tuple(ratings) if any(ratings) else (),
+        steps=group.steps if supervision.classes and any(step.label is not None for step in labelled) else (),
+    )
+    useful = (supervision.comparisons and taught.comparisons) or taught.ranks or taught.ratings or taught.steps
+    return taught if useful else None
+
+
+def lack(group: PreferenceGroup, supervision: Supervision) -> str:
+    """Why a group teaches nothing, as it is counted."""
+    missing = []
+    if supervision.comparisons:
+        tied = any(c.is_tie for c in group.comparisons)
+        weightless = "of weight 0" if all(c.weight == 0 for c in group.comparisons if not c.is_tie) else "without a margin to scale by"
+        missing.append(("tied" if tied else weightless) if group.comparisons else "without a comparison")
+    if supervision.ranks:
+        missing.append(f"without different ratings of {supervision.rank_by}" if supervision.rank_by else "without a ranking")
+    if supervision.attributes:
+        missing.append(f"without a rating of {' or '.join(supervision.attributes)}")
+    if supervision.classes:
+        missing.append("without labelled steps")
+    return " and ".join(missing)
+
+
+def facts_of(group: PreferenceGroup) -> Counter[str]:
+    """What a group brings to training, to be added up."""
+    facts = Counter(f"rating {name}" for rating in group.ratings for name in rating)
+    facts["comparisons"] = len(group.comparisons)
+    facts["ties"] = sum(c.is_tie for c in group.comparisons)
+    facts["margins"] = sum(c.margin > 0 for c in group.comparisons)
+    facts["rankings"] = bool(group.ranks)
+    facts["steps"] = sum(step.label is not None for step in group.steps)
+    return facts
+
+
+def response_text(exchange: Exchange) -> str:
+    """The text of a response: of its last message where it is a chat."""
+    response = exchange.response
+    return response if isinstance(response, str) else content_text(response[-1])  # type: ignore[arg-type]
 
 
 def _as_messages(conversation: Conversation, role: str) -> list[Mapping[str, Any]]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -195,10 +195,7 @@ def _length_baseline(items: Sequence[Mapping[str, Any]], confidence: float) -> d
 
 def swap_check(groups: Sequence[PreferenceGroup], rewards: np.ndarray, summary: Mapping[str, Any]) -> dict[str, Any]:
     """Read the same rewards against exchanged labels: the accuracy must be 1 - accuracy - ties, or the labels are not being read."""
-    swapped = [
-        PreferenceGroup(g.prompt, g.responses, tuple(c._replace(chosen=c.rejected, rejected=c.chosen) for c in g.comparisons), metadata=g.metadata)
-        for g in groups
-    ]
+    swapped = [replace(g, comparisons=tuple(c._replace(chosen=c.rejected, rejected=c.chosen) for c in g.comparisons), ratings=(), ranks=()) for g in groups]
     items = [item for item in _items(swapped, rewards) if item["label"] != "tie" and item["outcome"] != "unscored"]
     accuracy = float(np.mean([item["outcome"] == "right" for item in items]))
     expected = 1.0 - summary["accuracy"] - summary["reward_ties"] / summary["n"]

@@ -1,80 +1,137 @@
-"""Objective: the weighted sum of loss terms over one index batch -> (total, weight, metrics).
+"""Objective: weighted terms over one index batch -> sums, weights and metrics; and terms that look across the whole optimizer step.
 
-The total is a *sum* of weight x loss over comparisons; the trainer divides once, by the weight of the whole optimizer step over all ranks, so
-that 8 steps of accumulation equal one batch of 8. Metrics are (sum, weight) pairs for the same reason.
+Nothing is averaged here. A term gives sums and what they weigh; the trainer divides once, by the weight of the whole optimizer step over all ranks,
+so that 8 steps of accumulation equal one batch of 8. Terms that look across a batch (`across`) see the outputs of the whole step at once.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from palate.errors import ConfigError
-from palate.losses.pairwise import PAIRWISE
-from palate.losses.regularizers import centering
+from palate.losses import cross_prompt, regularizers
+from palate.losses.terms import Batch, Items, Outputs, PairwiseTerm, Parameters, Term, sides
 
 
 class ObjectiveOutput(NamedTuple):
-    total: Tensor  # [] sum over comparisons of weight * loss, with gradient
-    weight: Tensor  # [] sum of weights
-    metrics: dict[str, tuple[Tensor, Tensor]]  # name -> (sum, weight), detached
+    totals: Tensor  # [T] sum of weight * loss of each term, with gradient
+    weights: Tensor  # [T]
+    metrics: dict[str, Items]  # unreduced, detached; the loss of a term stands under its name
+
+
+@dataclass(frozen=True)
+class Across:
+    """Terms over a whole optimizer step, all parts and ranks: coefficients of 0 turn them off."""
+
+    zero_sum: float = 0.0
+    length_decorrelation: float = 0.0
+    cross_prompt: float = 0.0
+    inside: bool = False  # the weights of cross-prompt pairs inside the sigmoid (the paper's form) or outside
+    temperature: float = 0.5
+    own_floor: float = 0.5
+    beta: float = 1.0
+    margins: bool = True
+
+    def __bool__(self) -> bool:
+        return bool(self.zero_sum or self.length_decorrelation or self.cross_prompt)
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """Batch columns that the terms read, besides chosen and rejected."""
+        found = ("response_length",) if self.length_decorrelation else ()
+        return (*found, "group", "margin", "weight", "probability", "prompt_embedding") if self.cross_prompt else found
+
+    def __call__(self, outputs: Outputs, batch: Batch) -> dict[str, Tensor]:
+        """Weighted terms by name, each []. `outputs` and `batch` hold every response and comparison of the step."""
+        losses = {}
+        if self.zero_sum:
+            losses["zero_sum"] = self.zero_sum * regularizers.zero_sum(outputs.rewards)
+        if self.length_decorrelation:
+            quality, length = outputs.responses[:, 0], outputs.responses[:, 1]
+            losses["length_decorrelation"] = self.length_decorrelation * regularizers.length_correlation(quality, length, batch["response_length"])
+        if self.cross_prompt:
+            losses["cross_prompt"] = self.cross_prompt * self._cross_prompt(outputs.rewards, batch)
+        return losses
+
+    def _cross_prompt(self, rewards: Tensor, batch: Batch) -> Tensor:
+        decided = batch["probability"] != 0.5
+        if not bool(decided.any()):
+            return rewards.sum() * 0.0
+        chosen, rejected = (side[decided] for side in sides(rewards, batch))
+        weights = cross_prompt.similarity_weights(
+            batch["prompt_embedding"][decided], batch["group"][decided], temperature=self.temperature, own_floor=self.own_floor
+        )
+        margin = batch["margin"][decided] if self.margins else None
+        values = cross_prompt.relative_preference(chosen, rejected, weights, inside=self.inside, beta=self.beta, margin=margin)
+        weight = batch["weight"][decided]
+        return (weight * values).sum() / weight.sum()
 
 
 @dataclass(frozen=True)
 class Objective:
-    """What training minimises: a pairwise loss plus `centering` times the centering term.
+    """What training minimises: the sum over terms of coefficient * mean loss, and the terms across the step.
 
-    `margins`: subtract the margin column inside the loss. `label_smoothing`: chance of a flipped label, in [0, 0.5).
+    `outputs` names the head's D outputs; `reward` weighs them into the reward that comparisons see in training, `reading` into the one that is read
+    when scoring; `parameters` holds the initial values of what the loss learns beside the model; `orthogonal` weighs the overlap of two heads.
     """
 
-    type: str = "bradley_terry"
-    margins: bool = True
-    label_smoothing: float = 0.0
-    centering: float = 0.0
+    terms: tuple[Term, ...] = (PairwiseTerm(),)
+    coefficients: tuple[float, ...] = (1.0,)
+    across: Across = Across()
+    outputs: tuple[str, ...] = ("reward",)
+    reward: tuple[float, ...] = (1.0,)
+    reading: tuple[float, ...] = (1.0,)
+    parameters: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
+    orthogonal: float = 0.0
 
-    def __post_init__(self) -> None:
-        if self.type not in PAIRWISE:
-            raise ConfigError(f"loss.type is {self.type!r}, expected one of {', '.join(PAIRWISE)}")
-        if not 0.0 <= self.label_smoothing < 0.5:
-            raise ConfigError(f"loss.label_smoothing is {self.label_smoothing}, expected at least 0 and less than 0.5 (the chance that a label is wrong)")
-        if self.centering < 0.0:
-            raise ConfigError(f"loss.centering is {self.centering}, expected 0 or more (0.01 is recommended)")
+    def weights(self, batch: Batch) -> Tensor:
+        """What each term weighs in a batch. [T]"""
+        return torch.stack([term.weights(batch).sum() for term in self.terms])
 
-    def __call__(self, rewards: Tensor, batch: Mapping[str, Tensor]) -> ObjectiveOutput:
-        """Rewards [N] of an index batch (see collation) -> ObjectiveOutput. Computed in float32 whatever the model's dtype."""
-        rewards = rewards.float()
-        chosen, rejected = rewards[batch["chosen"]], rewards[batch["rejected"]]
-        weight = batch["weight"]
-        losses = PAIRWISE[self.type](
-            chosen,
-            rejected,
-            margin=batch["margin"] if self.margins else None,
-            probability=batch["probability"],
-            label_smoothing=self.label_smoothing,
-        )
-        if self.centering:
-            losses = losses + self.centering * centering(chosen, rejected)
-        total = (weight * losses).sum()
+    def read(self, tokens: Tensor, batch: Batch, text: Tensor | None = None) -> Outputs:
+        """The head's outputs [R, D] as terms read them; `text` [R] are log-probabilities of the tokens that follow those read."""
+        tokens = tokens.float()
+        responses = tokens[batch["last_read"]] if "last_read" in batch else tokens
+        rewards = responses @ responses.new_tensor(self.reward)
+        scores = rewards if self.reading == self.reward else responses @ responses.new_tensor(self.reading)
+        if text is not None:
+            text = text.new_zeros(len(responses)).index_add(0, batch["read_row"], text)
+        return Outputs(tokens, responses, rewards, scores, text)
+
+    def __call__(self, outputs: Outputs, batch: Batch, parameters: Parameters | None = None) -> ObjectiveOutput:
+        """Sums of each term over an index batch (see collation). Computed in float32 whatever the model's dtype."""
+        items = {term.name: term.items(outputs, batch, parameters or {}) for term in self.terms}
+        totals = torch.stack([(one.weights * one.values).sum() for one in items.values()])
+        weights = torch.stack([one.weights.sum() for one in items.values()])
         with torch.no_grad():
-            metrics = comparison_metrics(chosen.detach(), rejected.detach(), batch["probability"])
-            metrics["loss"] = (total.detach(), weight.sum())
-        return ObjectiveOutput(total, weight.sum(), metrics)
+            metrics = {name: Items(one.values.detach(), one.weights, one.groups) for name, one in items.items()}
+            metrics |= quality_metrics(outputs, batch)
+        return ObjectiveOutput(totals, weights, metrics)
+
+    def loss(self, totals: Tensor, weights: Tensor) -> Tensor:
+        """Coefficients times means; a term without items in the step adds nothing. [T], [T] -> []"""
+        weights = weights.to(totals)
+        means = torch.where(weights > 0, totals / torch.where(weights > 0, weights, torch.ones_like(weights)), torch.zeros_like(totals))
+        return (means * means.new_tensor(self.coefficients)).sum()
 
 
-def comparison_metrics(chosen: Tensor, rejected: Tensor, probability: Tensor) -> dict[str, tuple[Tensor, Tensor]]:
-    """Accuracy (a tie of rewards is wrong), margin and mean rewards as (sum, count) over decided comparisons. All [P].
+def quality_metrics(outputs: Outputs, batch: Batch) -> dict[str, Items]:
+    """Accuracy (a tie of rewards is wrong), margin and mean rewards over decided comparisons, and accuracy of step labels. All unreduced.
 
     Every comparison counts once, as in evaluation; only the loss is weighted.
     """
-    decided = (probability != 0.5).to(chosen.dtype)
-    norm = decided.sum()
-    return {
-        "accuracy": (((chosen > rejected).to(chosen.dtype) * decided).sum(), norm),
-        "margin": (((chosen - rejected) * decided).sum(), norm),
-        "chosen_rewards": ((chosen * decided).sum(), norm),
-        "rejected_rewards": ((rejected * decided).sum(), norm),
-    }
+    metrics = {}
+    if len(batch["chosen"]):
+        chosen, rejected = (side.detach() for side in sides(outputs.scores, batch))
+        decided, groups = (batch["probability"] != 0.5).to(chosen.dtype), batch["group"]
+        columns = {"accuracy": (chosen > rejected).to(chosen.dtype), "margin": chosen - rejected, "chosen_rewards": chosen, "rejected_rewards": rejected}
+        metrics = {name: Items(values, decided, groups) for name, values in columns.items()}
+    if "read_label" in batch:
+        labels = batch["read_label"]
+        right = (outputs.tokens.detach().argmax(1) == labels).to(outputs.tokens.dtype)
+        metrics["step_accuracy"] = Items(right, (labels >= 0).to(right.dtype), batch["response_group"][batch["read_row"]])
+    return metrics

@@ -1,8 +1,13 @@
-"""Regularizers on rewards: centering. Each returns one unreduced value per comparison, to be weighted and added to a loss."""
+"""Regularizers: terms that are weighted and added to a loss. What each looks at (a comparison, the whole batch, the head) stands with it.
+
+Shapes: P comparisons, N responses, H hidden.
+"""
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
+from torch.nn.functional import logsigmoid
 
 
 def centering(chosen: Tensor, rejected: Tensor) -> Tensor:
@@ -12,3 +17,55 @@ def centering(chosen: Tensor, rejected: Tensor) -> Tensor:
     Source: Eisenstein et al. 2023 (arXiv 2312.09244), eq. 2; coefficient from TRL's `center_rewards_coefficient`.
     """
     return (chosen + rejected).square()
+
+
+def zero_sum(rewards: Tensor) -> Tensor:
+    """(mean of all rewards of the batch)^2. [N] -> []
+
+    The batch is the whole optimizer step over all ranks. Trades easy comparisons for hard ones: 0.001 is the published middle.
+    Source: Hong et al. 2025 (batch-wise sum-to-zero, arXiv 2505.07271), eq. 6.
+    """
+    return rewards.mean().square()
+
+
+def length_correlation(quality: Tensor, length_reward: Tensor, lengths: Tensor) -> Tensor:
+    """|rho(r_Q, length)| - rho(r_L, length), Pearson correlations over the batch: the length head takes up what length explains. [N], [N], [N] -> []
+
+    The batch is the whole optimizer step over all ranks. Source: Chen et al. 2024 (ODIN, arXiv 2402.07319), eq. 5 and 6.
+    """
+    return pearson(quality, lengths).abs() - pearson(length_reward, lengths)
+
+
+def pearson(a: Tensor, b: Tensor) -> Tensor:
+    """Pearson correlation; 0 (and no gradient) where one side does not vary. [N], [N] -> []"""
+    a, b = a - a.mean(), b - b.mean()
+    spread = a.square().sum() * b.square().sum()
+    varies = spread > 0
+    return torch.where(varies, (a * b).sum() / torch.where(varies, spread, torch.ones_like(spread)).sqrt(), torch.zeros_like(spread))
+
+
+def head_overlap(weight: Tensor) -> Tensor:
+    """|cosine| of the two heads' weights, so that they read different directions of the hidden state. [2, H] -> []
+
+    The paper keeps |W_Q W_L^T| small on heads of unit length; the cosine says the same of heads of any length. Source: ODIN, eq. 7.
+    """
+    return torch.nn.functional.cosine_similarity(weight[0], weight[1], dim=0).abs()
+
+
+def text_sft(chosen_logp: Tensor, beta: float) -> Tensor:
+    """-log sigmoid(beta * log pi(chosen)): the hidden states must still be able to write the chosen response. [P] -> [P]
+
+    Log-probabilities are sums over the response's tokens. Source: Yang et al. 2024 (GRM, arXiv 2406.10216), eq. 9; beta = 0.1 is theirs.
+    """
+    return -logsigmoid(beta * chosen_logp)
+
+
+def text_dpo(chosen_logp: Tensor, rejected_logp: Tensor, beta: float, reference: tuple[Tensor, Tensor] | None = None) -> Tensor:
+    """-log sigmoid(beta * (log-ratio of chosen - log-ratio of rejected)). [P], [P] -> [P]; without a reference, of plain log-probabilities.
+
+    Source: GRM (arXiv 2406.10216), eq. 7 (DPO regularisation) and appendix (its reference-free form).
+    """
+    ratio = chosen_logp - rejected_logp
+    if reference is not None:
+        ratio = ratio - (reference[0] - reference[1])
+    return -logsigmoid(beta * ratio)

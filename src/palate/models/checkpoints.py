@@ -22,6 +22,7 @@ from safetensors import SafetensorError
 from transformers.utils import cached_file
 
 from palate.errors import ContractError, StorageError
+from palate.types import Readout
 
 CONTRACT_NAME = "reward_contract.json"
 CONTRACT_VERSION = 1
@@ -64,6 +65,8 @@ class RewardContract:
     pad_id: int
     head_dtype: str = "float32"
     weights_dtype: str = "float32"
+    readout: Readout = field(default_factory=Readout)  # how a reward is read from the head's outputs
+    loss_parameters: dict[str, list[float]] = field(default_factory=dict)  # what the loss learned beside the model (thresholds)
     rewards: RewardStatistics | None = None  # None: no held-out comparisons were given
     golden: list[Golden] = field(default_factory=list)
     data_fingerprint: str | None = None
@@ -88,6 +91,13 @@ def find_contract(name_or_path: str | Path, revision: str | None = None) -> Path
     return Path(found) if found else None
 
 
+def _readout(data: dict[str, Any] | None) -> Readout:
+    """Contracts of before there were several outputs have none: one reward."""
+    if data is None:
+        return Readout()
+    return Readout(tuple(data["outputs"]), tuple(data["weights"]), data["aggregate"], data["separator"])
+
+
 def read_contract(name_or_path: str | Path, revision: str | None = None) -> RewardContract:
     """The contract of a checkpoint. Raises ContractError when it is absent, broken, or newer than this version reads."""
     path = find_contract(name_or_path, revision)
@@ -98,6 +108,7 @@ def read_contract(name_or_path: str | Path, revision: str | None = None) -> Rewa
         if data.get("contract_version") != CONTRACT_VERSION:
             raise ContractError(f"{path}: contract_version is {data.get('contract_version')}, this palate reads {CONTRACT_VERSION}; upgrade palate")
         data["golden"] = [Golden(**golden) for golden in data["golden"]]
+        data["readout"] = _readout(data.get("readout"))
         data["rewards"] = RewardStatistics(**data["rewards"]) if data["rewards"] else None
         return RewardContract(**data)
     except (json.JSONDecodeError, TypeError, KeyError, AttributeError) as error:

@@ -1,4 +1,4 @@
-"""The reward head: one linear output, computed in float32, initialised N(0, 1/sqrt(h+1)) unless it is already trained."""
+"""The reward head: linear, computed in float32, initialised N(0, 1/sqrt(h+1)) unless it is already trained; and how a reward is read from it."""
 
 from __future__ import annotations
 
@@ -7,6 +7,8 @@ import math
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
+
+from palate.types import Readout
 
 
 class Float32Linear(nn.Linear):
@@ -55,3 +57,11 @@ def use_float32(head: nn.Linear) -> None:
     """Keep this head, its parameters and its output, in float32 (same parameter names, so checkpoints stay as they are)."""
     head.float()
     head.__class__ = Float32Linear
+
+
+def read_rewards(outputs: Tensor, readout: Readout) -> Tensor:
+    """One reward for each row of outputs, in float32. [R, D] -> [R]"""
+    outputs = outputs.float()
+    if readout.aggregate is not None:  # step classes
+        outputs = torch.softmax(outputs, dim=1)
+    return outputs @ outputs.new_tensor(readout.weights)

@@ -55,6 +55,8 @@ class LastLayer:
         forward = super().forward  # type: ignore[misc]
         if palate_layout is None:
             return forward(*args, **kwargs)
+        if palate_layout.asks is None:  # so many tokens are read that nothing is left to save
+            return forward(*args, palate_layout=palate_layout, **kwargs)
         with self._only(palate_layout.asks):
             return forward(*args, palate_layout=palate_layout.at_reads(), **kwargs)
 

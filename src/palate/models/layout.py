@@ -53,17 +53,22 @@ class Layout:
     positions: Tensor  # [1, T] position of each token in its own sequence
     tree: Tensor  # [T] number of its tree
     branch: Tensor  # [T] 0 in a prefix, else the number of the branch in the row, from 1
-    reads: Tensor  # [N] index of the token that speaks for a sequence: its last (causal) or its first
-    asks: Tensor  # [at most N] the same tokens, each once (two sequences may end with the same prefix)
+    reads: Tensor  # [R] index of each token read; R = N, the token that speaks for a sequence, its last (causal) or its first, unless others are named
+    asks: Tensor | None  # [at most N] the tokens that speak for sequences, each once (two may end with the same prefix); None: others are read too
     backend: str
     only_reads: bool = False  # the last layer: only the tokens in `reads` ask
     made: dict[Any, Any] = field(default_factory=dict, repr=False)
 
     @classmethod
     @torch.compiler.disable
-    def of(cls, trees: Trees, *, causal: bool, device: torch.device, backend: str | None = None, offset: int = 0) -> Layout:
-        """The layout of a row. `offset`: where learned positions start to count (RoBERTa's begin behind its padding index)."""
-        positions, tree, branch, reads = [], [], [], []
+    def of(
+        cls, trees: Trees, *, causal: bool, device: torch.device, backend: str | None = None, offset: int = 0, read: tuple[Tensor, Tensor] | None = None
+    ) -> Layout:
+        """The layout of a row. `offset`: where learned positions start to count (RoBERTa's begin behind its padding index).
+
+        `read`: tokens to read, as the number of a sequence and the position in it; each [R].
+        """
+        positions, tree, branch, reads, spans = [], [], [], [], []
         at = count = 0
         for number, (prefix, *branches) in enumerate(trees):
             lengths = np.array([prefix, *branches])
@@ -75,17 +80,19 @@ class Layout:
             # a sequence without tokens of its own ends with the prefix
             last = np.where(lengths[1:] > 0, ends, at + prefix - 1)
             reads.append(last if causal else first)
+            spans += [(at, prefix, start) for start in first]
             at += int(lengths.sum())
             count += len(branches)
         table = torch.from_numpy(np.stack([np.concatenate(column) for column in (positions, tree, branch)])).to(device)
+        speaking = torch.from_numpy(np.concatenate(reads)).to(device)
         return cls(
             trees=trees,
             causal=causal,
             positions=table[0:1] + offset,
             tree=table[1],
             branch=table[2],
-            reads=torch.from_numpy(np.concatenate(reads)).to(device),
-            asks=torch.from_numpy(np.unique(np.concatenate(reads))).to(device),
+            reads=speaking if read is None else _index_of(spans, *read),
+            asks=torch.from_numpy(np.unique(np.concatenate(reads))).to(device) if read is None else None,
             backend=backend or ("flex" if device.type == "cuda" else "segments"),
         )
 
@@ -199,3 +206,9 @@ class Layout:
         if key not in self.made:
             self.made[key] = make()
         return self.made[key]
+
+
+def _index_of(spans: Sequence[tuple[int, int, int]], rows: Tensor, positions: Tensor) -> Tensor:
+    """Index in the row of positions in sequences, each (start of its prefix, length of its prefix, start of its own tokens). [R], [R] -> [R]"""
+    start, prefix, own = torch.tensor(spans, device=rows.device).T[:, rows]
+    return torch.where(positions < prefix, start + positions, own + positions - prefix)

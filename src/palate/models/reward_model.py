@@ -1,4 +1,4 @@
-"""A sequence classifier with one output as reward model: forward(input_ids, attention_mask | trees) -> RewardOutput.
+"""A sequence classifier as reward model: forward(input_ids, attention_mask | trees) -> RewardOutput.
 
 The model stays what transformers knows, a `*ForSequenceClassification` with its own class name, weights and config, so that saving, PEFT, FSDP,
 DeepSpeed and every consumer of checkpoints work unchanged. Only its forward is ours: decoders pool the last real token by the attention mask
@@ -8,7 +8,7 @@ DeepSpeed and every consumer of checkpoints work unchanged. Only its forward is 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,12 +25,16 @@ from palate.models.heads import head_name, head_names, initialise_head, use_floa
 from palate.models.layout import Layout, Trees, untraced
 from palate.models.pooling import gather_tokens, last_token
 
+ONE_REWARD = ("reward",)
+"""The outputs of a plain reward model."""
+
 
 @dataclass
 class RewardOutput(ModelOutput):
-    """logits [N, D] in float32; rewards [N] are its first (usually only) column."""
+    """logits [R, D] in float32: D outputs of the head at each token read, R = N where nothing but the last tokens is."""
 
     logits: Tensor | None = None
+    text: Tensor | None = None  # [R] log-probability of the token that follows each token read, where asked for
 
 
 class RewardForward:
@@ -44,25 +48,36 @@ class RewardForward:
         position_ids: Tensor | None = None,
         trees: Trees | None = None,
         backend: str | None = None,
+        read_row: Tensor | None = None,
+        read_position: Tensor | None = None,
+        next_token: Tensor | None = None,
         **kwargs: Any,
     ) -> RewardOutput:
         """Rewards of N right- or left-padded rows, or of the N sequences of one packed row. [N, L], [N, L] or [1, T] -> RewardOutput
 
-        `backend`: `segments`, `flex` or `dense` attention for a packed row; by default the device's.
+        `backend`: `segments`, `flex` or `dense` attention for a packed row; by default the device's. `read_row`, `read_position` [R]: tokens to read
+        in place of each sequence's last, as the sequence's number and the position in it (rows padded on the right). `next_token` [R]: tokens whose
+        log-probabilities are asked for as well (see text_head.py), IGNORED where none is.
         """
         kwargs = {key: value for key, value in kwargs.items() if key not in ("labels", "use_cache", "return_dict", "inputs_embeds")}
         backbone = getattr(self, self.base_model_prefix)  # type: ignore[attr-defined]
+        read = None if read_row is None or read_position is None else (read_row, read_position)
         if trees is not None:
-            layout = Layout.of(trees, causal=True, device=input_ids.device, backend=backend)
+            layout = Layout.of(trees, causal=True, device=input_ids.device, backend=backend, read=read)
             # the cache must be off: with it, block masks are silently left out
             packed: Any = {"attention_mask": no_mask(), "position_ids": layout.positions, LAYOUT: layout}
             output = backbone(input_ids, use_cache=False, **packed, **kwargs)
-            return RewardOutput(logits=self.score(output.last_hidden_state[0, layout.reads]))  # type: ignore[attr-defined]
+            return self._read(output.last_hidden_state[0, layout.reads], next_token)
         if attention_mask is None:
             attention_mask = torch.ones_like(input_ids)
         output = backbone(input_ids, attention_mask=attention_mask, position_ids=position_ids, use_cache=False, **kwargs)
-        pooled = gather_tokens(output.last_hidden_state, last_token(attention_mask))
-        return RewardOutput(logits=self.score(pooled))  # type: ignore[attr-defined]
+        if read is not None:
+            return self._read(output.last_hidden_state[read], next_token)
+        return self._read(gather_tokens(output.last_hidden_state, last_token(attention_mask)), next_token)
+
+    def _read(self, hidden: Tensor, next_token: Tensor | None) -> RewardOutput:
+        text = None if next_token is None else self.text_head(hidden, next_token)  # type: ignore[attr-defined]
+        return RewardOutput(logits=self.score(hidden), text=text)  # type: ignore[attr-defined]
 
 
 class PackedEncoder:
@@ -106,12 +121,16 @@ def is_decoder(model: PreTrainedModel) -> bool:
     return isinstance(getattr(model, "score", None), nn.Linear) or type(getattr(model, "score", None)).__name__ == "ModulesToSaveWrapper"
 
 
-def as_reward_model(model: PreTrainedModel) -> PreTrainedModel:
-    """Give a loaded `*ForSequenceClassification` our forward and a float32 head, in place; doing it twice changes nothing."""
-    if model.config.num_labels != 1:
+def as_reward_model(model: PreTrainedModel, outputs: Sequence[str] = ONE_REWARD) -> PreTrainedModel:
+    """Give a loaded `*ForSequenceClassification` our forward and a float32 head, in place; doing it twice changes nothing.
+
+    `outputs`: the names of the head's outputs. Raises ModelError when the head has others.
+    """
+    if model.config.num_labels != len(outputs):
+        wanted = "a reward model has one output" if len(outputs) == 1 else f"expected one for each of {', '.join(outputs)}"
         raise ModelError(
-            f"{model.config._name_or_path or type(model).__name__} has num_labels={model.config.num_labels}; a reward model has one output. "
-            "Load it with num_labels=1 (a classifier with other labels cannot be one), or give a base model."
+            f"{model.config._name_or_path or type(model).__name__} has num_labels={model.config.num_labels}; {wanted}. "
+            f"Load it with num_labels={len(outputs)} (a classifier with other labels cannot be one), or give a base model."
         )
     names = head_names(model)
     if head_name(model) is None:
@@ -121,14 +140,14 @@ def as_reward_model(model: PreTrainedModel) -> PreTrainedModel:
     if is_decoder(model) and not isinstance(model, RewardForward):
         # The class keeps its name: it is what config.json records as the architecture.
         model.__class__ = type(type(model).__name__, (RewardForward, type(model)), {"__module__": type(model).__module__})
-    mark_config(model)
+    mark_config(model, outputs)
     return model
 
 
-def mark_config(model: PreTrainedModel) -> None:
-    """What makes every consumer read raw rewards: one label, `problem_type` regression (no sigmoid), identity for sentence-transformers."""
+def mark_config(model: PreTrainedModel, outputs: Sequence[str] = ONE_REWARD) -> None:
+    """What makes every consumer read raw rewards: named outputs, `problem_type` regression (no sigmoid), identity for sentence-transformers."""
     config = model.config
-    config.id2label, config.label2id = {0: "reward"}, {"reward": 0}
+    config.id2label, config.label2id = dict(enumerate(outputs)), {name: i for i, name in enumerate(outputs)}
     config.problem_type = "regression"
     config.sentence_transformers = {"activation_fn": "torch.nn.modules.linear.Identity"}
 
@@ -147,29 +166,31 @@ def load_pretrained(
     trust_remote_code: bool = False,
     disable_dropout: bool = True,
     seed: int = 42,
+    outputs: Sequence[str] = ONE_REWARD,
     **model_kwargs: Any,
 ) -> PreTrainedModel:
     """A reward model from a base model, an instruct model or a reward checkpoint. A trained head is kept; only a missing one is initialised.
 
-    Raises ModelError when the name cannot be loaded or the checkpoint classifies into several labels.
+    `outputs` names the head's outputs. Raises ModelError when the name cannot be loaded or the checkpoint's head has other outputs.
     """
     check_local(name_or_path)
     common = {"revision": revision, "trust_remote_code": trust_remote_code}
     if (Path(name_or_path) / "adapter_config.json").is_file():
-        return load_adapter(name_or_path, trust_remote_code=trust_remote_code, disable_dropout=disable_dropout, seed=seed, **model_kwargs)
+        return load_adapter(name_or_path, trust_remote_code=trust_remote_code, disable_dropout=disable_dropout, seed=seed, outputs=outputs, **model_kwargs)
     try:
         config = AutoConfig.from_pretrained(name_or_path, **common)
         trained = any(str(a).endswith("ForSequenceClassification") for a in getattr(config, "architectures", None) or [])
-        if trained and config.num_labels != 1:
+        if trained and not _has_outputs(config, outputs):
+            wanted = "a reward model has one output" if len(outputs) == 1 else f"the loss needs the outputs {', '.join(outputs)}"
             raise ModelError(
                 f"{name_or_path} is a classifier with num_labels={config.num_labels} ({', '.join(map(str, config.id2label.values()))}); "
-                "a reward model has one output. Give a base model, or a reward model with one label."
+                f"{wanted}. Give a base model, or a reward model with such a head."
             )
         if getattr(config, "is_encoder_decoder", False):
             raise ModelError(
                 f"{name_or_path} is an encoder-decoder; reward models here are decoders (Llama, Qwen, Gemma ...) or encoders (BERT, ModernBERT ...)"
             )
-        config.num_labels = 1
+        config.num_labels = len(outputs)
         model_kwargs.setdefault("dtype", torch.float32)
         with head_in_float32(config):
             model, info = AutoModelForSequenceClassification.from_pretrained(name_or_path, config=config, output_loading_info=True, **common, **model_kwargs)
@@ -188,10 +209,16 @@ def load_pretrained(
     # Layers between backbone and output (a pooler or dense layer that pre-training did not have) start random, as their own class does it.
     if any(not _is_head_side(model, key) for key in missing):
         raise ModelError(f"{name_or_path}: weights missing for {sorted(missing)[:5]}; the checkpoint is incomplete")
-    model = as_reward_model(model)
+    model = as_reward_model(model, outputs)
     if disable_dropout:
         turn_dropout_off(model)
     return model
+
+
+def _has_outputs(config: Any, outputs: Sequence[str]) -> bool:
+    """Whether a trained head is the one asked for: a single output may have any name, several must have theirs."""
+    names = [str(config.id2label[i]) for i in sorted(config.id2label)]
+    return len(names) == len(outputs) and (len(names) == 1 or names == list(outputs))
 
 
 def load_adapter(directory: str, **options: Any) -> PreTrainedModel:
@@ -203,7 +230,7 @@ def load_adapter(directory: str, **options: Any) -> PreTrainedModel:
     base = load_pretrained(str(PeftConfig.from_pretrained(directory).base_model_name_or_path), **options)
     fit_tokenizer(base, load_tokenizer(directory))
     merged = PeftModel.from_pretrained(base, directory).merge_and_unload()
-    return as_reward_model(merged)
+    return as_reward_model(merged, options.get("outputs", ONE_REWARD))
 
 
 @contextmanager

@@ -17,12 +17,13 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from palate.data.collation import PreferenceCollator
 from palate.data.packing import TOKEN_BUDGET, Planted, batches_by_length, default_budget, fill, packed_row, plant
-from palate.data.tokenization import DEFAULT_SEPARATOR, Encoder, as_exchange, prepare_tokenizer, shared_prefix
-from palate.errors import ContractError, DataError
+from palate.data.tokenization import DEFAULT_SEPARATOR, Encoder, as_exchange, prepare_tokenizer, response_text, shared_prefix
+from palate.errors import ContractError, DataError, RowError
 from palate.models.checkpoints import GOLDEN_TOLERANCE, RewardContract, find_contract, read_contract
 from palate.models.engine import CHECKED_SEQUENCES, Engine, checked, choose_packing, packing_error
-from palate.models.reward_model import check_local, fit_tokenizer, is_decoder, load_pretrained, load_tokenizer, position_limit
-from palate.types import Conversation, Exchange, TokenIds
+from palate.models.heads import read_rewards
+from palate.models.reward_model import ONE_REWARD, check_local, fit_tokenizer, is_decoder, load_pretrained, load_tokenizer, position_limit
+from palate.types import Conversation, Exchange, Readout, TokenIds
 
 logger = logging.getLogger(__name__)
 
@@ -60,6 +61,7 @@ class LocalScorer:
         # A row suited to a CPU's caches is no reason to cut a tree, which would compute its prefix again; memory is.
         self.tree_budget = token_budget or TOKEN_BUDGET
         self.contract = contract
+        self.readout = contract.readout if contract else Readout()
         self.packing = packing
         self.engine: Engine = choose_packing(self.model, packing, max_length)
         assert tokenizer.pad_token_id is not None
@@ -70,17 +72,55 @@ class LocalScorer:
         """Rewards of N conversations, float32 [N], in input order.
 
         A conversation is a list of messages, whole text, a (prompt, response) pair or an Exchange. Raises DataError for one that is too long
-        (see `on_long`).
+        (see `on_long`). A model of step rewards gives one for all steps of a response, gathered as its contract says.
         """
-        rewards = np.empty(len(conversations), dtype=np.float32)
+        if self.readout.aggregate is not None:
+            found = self.score_steps(conversations, progress=progress, on_long=on_long)
+            return np.array([aggregate_steps(steps, self.readout.aggregate) for steps in found], dtype=np.float32)
+        return self.outputs(conversations, progress=progress, on_long=on_long) @ np.array(self.readout.weights, dtype=np.float32)
+
+    def outputs(self, conversations: Sequence[Exchange | Conversation], *, progress: bool = False, on_long: str | None = None) -> np.ndarray:
+        """All outputs of the head for N conversations, float32 [N, D]; `self.readout.outputs` names them."""
+        outputs = np.empty((len(conversations), len(self.readout.outputs)), dtype=np.float32)
+        for rows, values in self._all(conversations, progress, on_long, steps=False):
+            outputs[rows] = values[:, 0]
+        return outputs
+
+    def score_steps(self, conversations: Sequence[Exchange | Conversation], *, progress: bool = False, on_long: str | None = None) -> list[np.ndarray]:
+        """P(good) of every step of N conversations, float32 [steps] each; a response is cut into steps at the contract's separator.
+
+        Raises DataError where the model gives no step rewards.
+        """
+        if self.readout.aggregate is None:
+            raise DataError(f"this model gives {', '.join(self.readout.outputs)} for a whole response; score_steps needs one trained with loss.type: steps")
+        found: list[np.ndarray] = [np.empty(0)] * len(conversations)
+        for rows, values in self._all(conversations, progress, on_long, steps=True):
+            for row, outputs in zip(rows, values, strict=True):
+                found[row] = read_rewards(torch.from_numpy(outputs), self.readout).numpy()
+        return found
+
+    def _all(self, conversations: Sequence[Any], progress: bool, on_long: str | None, *, steps: bool) -> Iterator[tuple[np.ndarray, Any]]:
+        """(rows, outputs of the tokens read of each) until every conversation has been seen."""
         with tqdm(total=len(conversations), desc="scoring", unit="response", disable=not progress) as bar:
             for start in range(0, len(conversations), CHUNK):
                 exchanges = [as_exchange(item) for item in conversations[start : start + CHUNK]]
                 ids = self.fit(exchanges, on_long or self.on_long, first=start)
-                for rows, values in self._batches(ids):
-                    rewards[start + rows] = values
+                for rows, values in self._batches(ids, self._step_ends(exchanges, ids, start) if steps else None):
+                    yield start + rows, values
                     bar.update(len(rows))
-        return rewards
+
+    def _step_ends(self, exchanges: Sequence[Exchange], ids: Sequence[list[int] | None], first: int) -> list[tuple[int, ...]]:
+        """Positions of the step ends of each sequence (of one whose prompt was cut: in what is left)."""
+        found = []
+        for i, (exchange, kept) in enumerate(zip(exchanges, ids, strict=True)):
+            steps = [] if kept is None or isinstance(exchange.response, TokenIds) else response_text(exchange).split(self.readout.separator)
+            try:
+                ends = self.encoder.step_ends(exchange, [step for step in steps if step.strip()])
+            except RowError as error:
+                raise DataError(f"conversation {first + i}: {error}") from error
+            cut = len(self.encoder.encode([exchange])[0]) - len(kept) if kept is not None and self.encoder.max_length else 0
+            found.append(tuple(end - cut for end in ends))
+        return found
 
     def fit(self, exchanges: Sequence[Exchange], on_long: str, *, first: int = 0) -> list[list[int] | None]:
         """Token ids of each exchange within max_length; None for what becomes NaN (too long, or empty)."""
@@ -99,45 +139,57 @@ class LocalScorer:
             fitted.append(short or None)
         return fitted
 
-    def _batches(self, ids: Sequence[list[int] | None]) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-        """(rows, rewards) batch by batch."""
+    def _batches(self, ids: Sequence[list[int] | None], reads: Sequence[tuple[int, ...]] | None) -> Iterator[tuple[np.ndarray, Any]]:
+        """(rows, outputs [tokens read, D] of each) batch by batch; NaN for what could not be scored."""
         lost = np.array([i for i, x in enumerate(ids) if x is None], dtype=int)
         if len(lost):
-            yield lost, np.full(len(lost), np.nan, dtype=np.float32)
+            yield lost, np.full((len(lost), 1, len(self.readout.outputs)), np.nan, dtype=np.float32)
         # Equal sequences are computed once: their rewards must tie, and two places in a row may round differently.
         rows: dict[tuple[int, ...], list[int]] = {}
         for i, x in enumerate(ids):
             if x is not None:
                 rows.setdefault(tuple(x), []).append(i)
         same = list(rows.values())
-        for members, rewards in self._rewards([list(sequence) for sequence in rows]):
-            counts = [len(same[i]) for i in members]
-            yield np.concatenate([same[i] for i in members]), np.repeat(rewards, counts)
+        # step ends follow from the ids: a response that reads alike has them alike
+        wanted = None if reads is None else [reads[members[0]] for members in same]
+        for members, outputs in self._outputs([list(sequence) for sequence in rows], wanted):
+            found = [outputs[j] for j, i in enumerate(members) for _ in same[i]]
+            yield np.concatenate([same[i] for i in members]), np.stack(found) if reads is None else found
 
     def score_ids(self, sequences: Sequence[list[int]]) -> np.ndarray:
-        """Rewards of token sequences as they stand, float32 [N]."""
+        """Rewards of token sequences as they stand, read at their last tokens, float32 [N]."""
         rewards = np.empty(len(sequences), dtype=np.float32)
-        for members, values in self._rewards(sequences):
-            rewards[members] = values
+        for members, outputs in self._outputs(sequences):
+            rewards[members] = read_rewards(torch.from_numpy(np.concatenate(outputs)), self.readout).numpy()
         return rewards
 
-    def _rewards(self, sequences: Sequence[list[int]]) -> Iterator[tuple[list[int], np.ndarray]]:
-        """(indices, rewards) of a batch after the other, the largest first, so that memory is claimed once."""
+    def _outputs(self, sequences: Sequence[list[int]], reads: Sequence[tuple[int, ...]] | None = None) -> Iterator[tuple[list[int], list[np.ndarray]]]:
+        """(indices, outputs [tokens read, D] of each) of a batch after the other, the largest first, so that memory is claimed once.
+
+        `reads`: positions to read in each sequence; its last token otherwise.
+        """
         if self.engine.packing != "padded" and not self._packing_checked and sequences:
             self._check_packing(sequences[:CHECKED_SEQUENCES])
         if self.engine.packing == "padded":
             for members in batches_by_length([len(ids) for ids in sequences], self.token_budget):
-                yield members, self._run(self._pad([sequences[i] for i in members]))
+                yield members, self._run(self._pad([sequences[i] for i in members]), members, reads)
             return
         planted = plant(sequences, self.tree_budget) if self.engine.packing == "shared" else [Planted([i], 0) for i in range(len(sequences))]
         sizes = [tree.prefix + sum(len(sequences[i]) - tree.prefix for i in tree.indices) for tree in planted]
         for row in sorted(fill(sizes, self.token_budget), key=lambda row: -sum(sizes[t] for t in row)):
             members = [i for t in row for i in planted[t].indices]
-            yield members, self._run(packed_row([[sequences[i] for i in planted[t].indices] for t in row], [planted[t].prefix for t in row]))
+            batch = packed_row([[sequences[i] for i in planted[t].indices] for t in row], [planted[t].prefix for t in row])
+            yield members, self._run(batch, members, reads)
 
     @torch.inference_mode()
-    def _run(self, batch: dict[str, Any]) -> np.ndarray:
-        return self.model(**self._on_device(batch)).logits[:, 0].float().cpu().numpy()
+    def _run(self, batch: dict[str, Any], members: list[int], reads: Sequence[tuple[int, ...]] | None) -> list[np.ndarray]:
+        """Outputs [tokens read, D] of each member."""
+        counts = [1] * len(members) if reads is None else [len(reads[i]) for i in members]
+        if reads is not None:
+            batch["read_row"] = torch.repeat_interleave(torch.arange(len(members)), torch.tensor(counts))
+            batch["read_position"] = torch.tensor([position for i in members for position in reads[i]])
+        outputs = self.model(**self._on_device(batch)).logits.float().cpu().numpy()
+        return np.split(outputs, np.cumsum(counts)[:-1])
 
     def _on_device(self, batch: dict[str, Any]) -> dict[str, Any]:
         return {key: value.to(self.device) if isinstance(value, torch.Tensor) else value for key, value in batch.items()}
@@ -180,7 +232,8 @@ def load_scorer(
     contract = read_contract(directory, revision) if find_contract(directory, revision) else None
     tokenizer = prepare_tokenizer(load_tokenizer(directory, **source), close=False)
     dtype = dtype or (getattr(torch, contract.weights_dtype) if contract else torch.float32)
-    model = load_pretrained(directory, dtype=dtype, **source, **model_kwargs)
+    outputs = contract.readout.outputs if contract else ONE_REWARD
+    model = load_pretrained(directory, dtype=dtype, outputs=outputs, **source, **model_kwargs)
     fit_tokenizer(model, tokenizer)
     limit = max_length or (contract.max_length if contract else position_limit(model))
     scorer = LocalScorer(
@@ -224,6 +277,13 @@ def contract_problems(scorer: LocalScorer) -> list[str]:
             if not abs(score - golden.score) <= tolerance * max(1.0, abs(golden.score)):
                 problems.append(f"golden example {i}: scores {score:.6f}, recorded {golden.score:.6f} (tolerance {tolerance:g})")
     return problems
+
+
+def aggregate_steps(steps: np.ndarray, how: str) -> float:
+    """One reward from P(good) of each step; NaN where there is no step. Source: Lightman et al. 2023 (arXiv 2305.20050), section 2.6 (product, min)."""
+    if not len(steps):
+        return float("nan")
+    return float({"min": steps.min(), "product": steps.prod(), "mean": steps.mean(), "last": steps[-1]}[how])
 
 
 def score_tolerance(model: PreTrainedModel) -> float:

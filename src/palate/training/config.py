@@ -6,10 +6,12 @@ import os
 from dataclasses import dataclass, field
 from typing import Any
 
+from pydantic import ValidationError
 from transformers import TrainingArguments
 
 from palate.data.tokenization import DEFAULT_SEPARATOR, LENGTH_POLICIES
 from palate.errors import ConfigError
+from palate.training.loss_settings import LossSettings, explain
 from palate.types import PACKINGS
 
 FULL_LEARNING_RATES = (
@@ -31,7 +33,7 @@ class RewardConfig(TrainingArguments):
     Every field has its help text, and where a default differs from TrainingArguments or TRL, its reason.
     """
 
-    _VALID_DICT_FIELDS = [*TrainingArguments._VALID_DICT_FIELDS, "model_init_kwargs"]  # noqa: RUF012 (as the base class declares it)
+    _VALID_DICT_FIELDS = [*TrainingArguments._VALID_DICT_FIELDS, "model_init_kwargs", "loss"]  # noqa: RUF012 (as the base class declares it)
 
     # --- defaults of TrainingArguments that reward models want otherwise ---
     num_train_epochs: float = field(
@@ -91,8 +93,16 @@ class RewardConfig(TrainingArguments):
     )
     ties: str = field(default="drop", metadata={"help": "Tied comparisons: `drop` (InstructGPT) or `soft` (train the pair towards probability 0.5)."})
 
+    off_topic_negatives: int = field(
+        default=0, metadata={"help": "Responses to other prompts added to each training prompt as worse than its best (RRM, arXiv 2409.13156)."}
+    )
+
     # --- loss ---
-    loss_type: str = field(default="bradley_terry", metadata={"help": "Preference loss."})
+    loss: dict[str, Any] | str | None = field(
+        default=None,
+        metadata={"help": "The whole loss section as a dictionary (docs/losses.md); in place of the four fields below (JSON on the command line)."},
+    )
+    loss_type: str = field(default="bradley_terry", metadata={"help": "Any loss type of docs/losses.md that needs no option."})
     use_margins: bool = field(default=True, metadata={"help": "Subtract the margin column in the loss (Llama 2, eq. 2); rows without one have 0."})
     label_smoothing: float = field(default=0.0, metadata={"help": "Chance that a label is flipped, in [0, 0.5) (cDPO)."})
     center_rewards_coefficient: float | None = field(
@@ -122,6 +132,18 @@ class RewardConfig(TrainingArguments):
             # accelerate reads these: one layer is compiled and serves all, for rows of any length
             os.environ.setdefault("ACCELERATE_DYNAMO_USE_REGIONAL_COMPILATION", "true")
             os.environ.setdefault("ACCELERATE_DYNAMO_USE_DYNAMIC", "true")
+
+    def loss_settings(self) -> LossSettings:
+        """The loss section, or what TRL's fields say of it. Raises ConfigError when they do not fit together."""
+        simple = {"type": self.loss_type, "margins": None if self.use_margins else "none", "centering": self.center_rewards_coefficient or 0.0}
+        if self.label_smoothing:
+            simple["label_smoothing"] = self.label_smoothing
+        if self.loss is not None and simple != {"type": "bradley_terry", "margins": None, "centering": 0.0}:
+            raise ConfigError("loss is given beside loss_type, use_margins, label_smoothing or center_rewards_coefficient; say it once, in loss")
+        try:
+            return LossSettings.model_validate(simple if self.loss is None else self.loss)
+        except ValidationError as error:
+            raise ConfigError("\n".join(explain(problem) for problem in error.errors())) from error
 
     def resolved_learning_rate(self, num_parameters: int, *, lora: bool) -> float:
         """The given learning rate, or the default for a model of this size."""

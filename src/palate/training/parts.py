@@ -26,7 +26,7 @@ from palate.training.config import RewardConfig
 logger = logging.getLogger(__name__)
 
 REPEATED = "repeated"
-"""Marks a part that a rank computes again only to keep step with the others."""
+"""Marks a part that a rank computes again only to keep step with the others; it counts for nothing."""
 
 
 def parts_of(batch: dict[str, Any]) -> list[dict[str, Any]]:
@@ -76,14 +76,18 @@ class PartsTrainer(Trainer):
         return torch.stack(losses).mean(), None, None
 
     def _get_num_items_in_batch(self, batch_samples: list[Any], device: torch.device) -> Tensor | None:
-        """Weight of all comparisons of an optimizer step, over parts, accumulation steps and ranks."""
+        """What an optimizer step weighs, over parts, accumulation steps and ranks."""
         parts = [part for batch in batch_samples for part in parts_of(batch)]
         if not parts:
             return None
         if "weight" not in parts[0]:
             raise DataError(f"the data collator gave {sorted(parts[0])}; expected an index batch with {', '.join(COMPARISON_KEYS)}")
-        weight = torch.stack([part["weight"].sum() for part in parts]).sum().to(device)
-        return self.accelerator.gather(weight).sum()
+        weight: Any = self.accelerator.reduce(torch.stack([self._weight(part) for part in parts]).sum(0).to(device), "sum")
+        return weight
+
+    def _weight(self, part: dict[str, Any]) -> Tensor:
+        """What a part weighs in the loss; subclasses with several terms give one number a term."""
+        return part["weight"].sum()
 
     def floating_point_ops(self, inputs: dict[str, Any]) -> int:
         return sum(super(PartsTrainer, self).floating_point_ops(part) for part in parts_of(inputs))
@@ -102,7 +106,7 @@ class PartsTrainer(Trainer):
         if self.sharded and self.args.world_size > 1:
             # every rank must gather the shards as often; a rank with fewer parts repeats its last one at weight 0
             most = int(self.accelerator.gather(torch.tensor([len(parts)], device=self.args.device)).max())
-            repeated = {**parts[-1], "weight": torch.zeros_like(parts[-1]["weight"]), REPEATED: True}
+            repeated = {**parts[-1], REPEATED: True}
             parts += [repeated] * (most - len(parts))
         return parts
 

@@ -19,7 +19,7 @@ from transformers.trainer_utils import get_last_checkpoint
 
 from palate.data.collation import encoded_row
 from palate.data.loading import LoadReport, fingerprint, iter_groups, load_groups, mix, prompt_key, split_by_prompt
-from palate.data.preparation import ENCODED_FEATURES
+from palate.data.preparation import encoded_features
 from palate.data.tokenization import Encoder, EncodeReport
 from palate.errors import ConfigError, DataError, Interrupted, PalateError, StorageError
 from palate.models.checkpoints import package_versions, whole_directory, write_text
@@ -27,7 +27,7 @@ from palate.training.callbacks import StopOnInterrupt, TrainingBar
 from palate.training.config import RewardConfig
 from palate.training.settings import HeldOut, RunSettings, SourceSettings
 from palate.training.trainer import RewardTrainer, keep_batches_whole
-from palate.types import PreferenceGroup
+from palate.types import PreferenceGroup, Supervision
 
 SETTINGS_NAME, RUN_NAME = "run.yaml", "run.json"
 SHUFFLE_BUFFER = 1024  # groups shuffled at a time while streaming
@@ -65,7 +65,7 @@ def load_data(settings: RunSettings) -> RunData:
                 columns=source.columns or data.columns,
                 on_bad_row=data.on_bad_row,
                 name=source.name,
-                margins=settings.loss.margins,
+                margins=settings.loss.margin_source == "column",
             )
             for source in sources
         ]
@@ -119,26 +119,29 @@ def build_trainer(settings: RunSettings, data: RunData, callbacks: list[Any] | N
     if data.train is None:
         report = trainer.reports["train"] = EncodeReport()
         keep_batches_whole(trainer.args)
-        trainer.train_dataset = streamed(settings, trainer.encoder, report)
+        trainer.train_dataset = streamed(settings, trainer.encoder, report, trainer.plan.supervision)
     return trainer
 
 
-def streamed(settings: RunSettings, encoder: Encoder, report: EncodeReport) -> IterableDataset:
+def streamed(settings: RunSettings, encoder: Encoder, report: EncodeReport, supervision: Supervision) -> IterableDataset:
     """Encoded groups read as training asks for them, source after source, shuffled within a buffer."""
+    if supervision.prompts:
+        raise ConfigError("loss.cross_prompt embeds all prompts before training; it needs data in memory, not data.streaming")
+    margins = settings.loss.margin_source == "column"
 
     def groups() -> Iterator[PreferenceGroup]:
         for source in settings.data.train:
             account = LoadReport(source.name or source.path)
             columns = source.columns or settings.data.columns
-            yield from iter_groups(source.path, account, split=source.split, columns=columns, margins=settings.loss.margins, streaming=True)
+            yield from iter_groups(source.path, account, split=source.split, columns=columns, margins=margins, streaming=True)
             if account.bad and settings.data.on_bad_row == "error":
                 raise DataError(f"{account.source}: {sum(account.bad.values())} rows cannot be used: " + "; ".join(account.examples))
 
     def rows() -> Iterator[dict[str, Any]]:
-        for i, encoded in enumerate(encoder.encode_groups(groups(), report, ties=settings.data.ties)):
-            yield encoded_row(encoded, i)
+        for i, encoded in enumerate(encoder.encode_groups(groups(), report, ties=settings.data.ties, supervision=supervision)):
+            yield encoded_row(encoded, i, supervision)
 
-    return IterableDataset.from_generator(rows, features=ENCODED_FEATURES).shuffle(seed=settings.data.seed, buffer_size=SHUFFLE_BUFFER)
+    return IterableDataset.from_generator(rows, features=encoded_features(supervision)).shuffle(seed=settings.data.seed, buffer_size=SHUFFLE_BUFFER)
 
 
 def dry_run(settings: RunSettings) -> dict[str, Any]:
@@ -147,7 +150,8 @@ def dry_run(settings: RunSettings) -> dict[str, Any]:
     with TemporaryDirectory() as nowhere:  # Trainer makes its output directory when it is built
         trainer = build_trainer(settings.model_copy(update={"training": {**settings.training, "output_dir": nowhere}}), data)
     row = next(iter(trainer.train_dataset))  # type: ignore[arg-type]
-    sides = {side: row["token_ids"][row[side][0]] for side in ("chosen", "rejected")}
+    # rows without a comparison (ratings, outcomes, steps) show their first response
+    sides = {side: row["token_ids"][row[side][0]] for side in ("chosen", "rejected")} if row["chosen"] else {"response": row["token_ids"][0]}
     decode = trainer.processing_class.decode
     return {
         "settings": settings.model_dump(mode="json"),

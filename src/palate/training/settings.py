@@ -8,19 +8,17 @@ from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import Field, ValidationError, field_validator, model_validator
 
 from palate.errors import ConfigError
+from palate.training.loss_settings import LossSettings, Section, message, readable
+from palate.training.loss_settings import fields_at as loss_fields_at
 from palate.types import Packing
-
-
-class Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
 
 
 class ModelSettings(Section):
@@ -59,6 +57,7 @@ class DataSettings(Section):
     columns: dict[str, str] | None = Field(None, description="Our column names -> the data's, for every source without its own.")
     packing: Packing = Field("auto", description="How batches are computed; auto: the fastest exact way.")
     token_budget: int | None = Field(None, gt=0, description="Tokens computed at a time; larger batches are cut into parts. Unset: by device.")
+    off_topic_negatives: int = Field(0, ge=0, description="Responses to other prompts added to each training prompt as worse than its best.")
     streaming: bool = Field(False, description="Read training rows while training (needs training.max_steps).")
     num_proc: int | None = Field(None, description="Processes that tokenize hub data sets.")
     seed: int = Field(42, description="Seed of mixing and of the held-out split.")
@@ -82,6 +81,8 @@ class DataSettings(Section):
             both |= {(s.path, s.split) for s in self.eval if Path(s.path).is_file() and s.path in {t.path for t in self.train}}
             if both:
                 raise ValueError(f"{sorted(both)[0][0]} is named in data.train and in data.eval; hold a part out with data.eval: {{split: 0.05}}")
+        if self.streaming and self.off_topic_negatives:
+            raise ValueError("off_topic_negatives draws from the whole data; it needs data in memory, not a stream")
         if self.streaming and any(source.weight != 1 or source.cap for source in self.train):
             raise ValueError("weight and cap need the whole data in memory; leave them out while streaming")
         return self
@@ -90,13 +91,6 @@ class DataSettings(Section):
 def _sources(value: Any) -> Any:
     items = value if isinstance(value, list) else [value]
     return [{"path": item} if isinstance(item, str) else item for item in items]
-
-
-class LossSettings(Section):
-    type: Literal["bradley_terry"] = Field("bradley_terry", description="Preference loss.")
-    centering: float = Field(0.0, ge=0, description="Weight of (r_chosen + r_rejected)^2; 0.01 is recommended.")
-    margins: bool = Field(True, description="Subtract the margin column where rows have one.")
-    label_smoothing: float = Field(0.0, ge=0, lt=0.5, description="Chance that a label is flipped.")
 
 
 class EvalSettings(Section):
@@ -133,10 +127,8 @@ class RunSettings(Section):
             "dataset_num_proc": data.num_proc,
             "packing": data.packing,
             "token_budget": data.token_budget,
-            "loss_type": loss.type,
-            "use_margins": loss.margins,
-            "label_smoothing": loss.label_smoothing,
-            "center_rewards_coefficient": loss.centering or None,
+            "off_topic_negatives": data.off_topic_negatives,
+            "loss": loss.model_dump(mode="json"),
         }
 
 
@@ -155,6 +147,8 @@ OWNED_ELSEWHERE = {
     "dataset_num_proc": "data.num_proc",
     "packing": "data.packing",
     "token_budget": "data.token_budget",
+    "off_topic_negatives": "data.off_topic_negatives",
+    "loss": "the loss section",
     "loss_type": "loss.type",
     "use_margins": "loss.margins",
     "label_smoothing": "loss.label_smoothing",
@@ -265,7 +259,9 @@ def _put(values: dict[str, Any], key: str, value: Any) -> None:
     values[last] = value
 
 
-def _fields_at(location: Iterable[Any]) -> list[str]:
+def _fields_at(location: Sequence[Any]) -> list[str]:
+    if location[:1] == ["loss"]:
+        return loss_fields_at(location[1:])
     model: Any = RunSettings
     for part in location:
         field = getattr(model, "model_fields", {}).get(part)
@@ -276,15 +272,21 @@ def _fields_at(location: Iterable[Any]) -> list[str]:
 def _explain(problem: Any, values: Mapping[str, Any], where: Where) -> str:
     # pydantic puts the names of union branches into the path; they are no keys
     location = [str(part) for part in problem["loc"] if not (isinstance(part, str) and ("[" in part or part in ("HeldOut",)))]
+    fields = list(location)
+    if location[:1] == ["loss"]:
+        given = values.get("loss")
+        location = ["loss", *readable(problem["loc"][1:], short=not (isinstance(given, Mapping) and "terms" in given))]
     key = ".".join(location)
     if problem["type"] == "extra_forbidden":
-        names = _fields_at(location[:-1])
+        names = _fields_at(fields[:-1])
         near = difflib.get_close_matches(location[-1], names, n=1, cutoff=0.5)
         hint = f"did you mean `{'.'.join([*location[:-1], near[0]])}`?" if near else f"known keys: {', '.join(names)}"
         return f"{where.find(key)}: unknown key `{key}`; {hint}"
     if problem["type"] == "missing":
         return f"{where.find('.'.join(location[:-1]))}: `{key}` is missing; set it in the file or with --{key}"
-    return f"{where.find(key)}: `{key}` is {problem['input']!r:.80}: {problem['msg'].lower()}"
+    if problem["type"] in ("value_error", "union_tag_invalid"):
+        return f"{where.find(key)}: `{key}`: {message(problem)}"
+    return f"{where.find(key)}: `{key}` {message(problem)}"
 
 
 def check_training_keys(training: Mapping[str, Any], where: Where) -> None:

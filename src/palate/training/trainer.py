@@ -10,6 +10,7 @@ from __future__ import annotations
 import logging
 import shutil
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -23,22 +24,38 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback, set_seed
 from transformers.trainer_utils import EvalLoopOutput, EvalPrediction
 
-from palate.data.collation import COMPARISON_KEYS, PreferenceCollator
+from palate.data.collation import COMPARISON_KEYS, MODEL_KEYS, PreferenceCollator, extra_columns
 from palate.data.formats import parse_row
 from palate.data.packing import PackingCollator, default_budget, num_tokens
 from palate.data.preparation import is_encoded, prepare
 from palate.data.tokenization import Encoder, EncodeReport, prepare_tokenizer
-from palate.errors import DataError, ModelError, RowError, StorageError
+from palate.errors import ConfigError, DataError, ModelError, RowError, StorageError
 from palate.losses.objective import Objective
-from palate.models.checkpoints import RewardStatistics
+from palate.losses.regularizers import head_overlap
+from palate.models.checkpoints import RewardStatistics, read_contract
 from palate.models.engine import choose_packing
 from palate.models.heads import head_name
-from palate.models.reward_model import RewardOutput, as_reward_model, fit_tokenizer, load_pretrained, load_tokenizer, position_limit, turn_dropout_off
+from palate.models.reward_model import (
+    RewardOutput,
+    as_evaluated,
+    as_reward_model,
+    fit_tokenizer,
+    is_decoder,
+    load_pretrained,
+    load_tokenizer,
+    position_limit,
+    turn_dropout_off,
+)
+from palate.models.text_head import attach_text_head
 from palate.stats.calibration import fit_temperature
+from palate.training.across import STEP_GRADIENT, STEP_VALUE, WHOLE_STEP, mark_parts
 from palate.training.callbacks import print_samples
 from palate.training.config import RewardConfig
 from palate.training.contract import NUM_GOLDEN, build_contract
-from palate.training.parts import REPEATED, PartsTrainer
+from palate.training.embeddings import with_prompt_embeddings
+from palate.training.parts import REPEATED, PartsTrainer, parts_of
+from palate.training.supervision import Plan, check_data, check_values, plan
+from palate.training.tally import Evaluation, Tally
 from palate.types import Exchange, PreferenceGroup
 
 logger = logging.getLogger(__name__)
@@ -107,7 +124,9 @@ class RewardTrainer(PartsTrainer):
         if args.torch_compile:
             torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, COMPILED_VARIANTS)
         set_seed(args.seed)
-        reward_model: Any = build_model(model, args, quantization_config)
+        self.plan = plan(args.loss_settings(), off_topic=args.off_topic_negatives)
+        self.objective = self.plan.objective
+        reward_model: Any = build_model(model, args, quantization_config, self.plan.readout.outputs)
         revision = args.model_init_kwargs.get("revision") if isinstance(args.model_init_kwargs, dict) else None
         tokenizer = prepare_tokenizer(
             processing_class or load_tokenizer(name, revision=revision, trust_remote_code=args.trust_remote_code),
@@ -118,11 +137,15 @@ class RewardTrainer(PartsTrainer):
         fit_tokenizer(reward_model, tokenizer)
         args.max_length = within_positions(args.max_length, reward_model)
         self.encoder = Encoder(tokenizer, max_length=args.max_length, length_policy=args.length_policy, separator=args.prompt_separator)
-        self.engine = choose_packing(reward_model, args.packing, args.max_length)
+        check_model(reward_model, self.plan, args)
+        packing = "padded" if self.plan.supervision.reads == "divergence_padded" else args.packing
+        self.engine = choose_packing(reward_model, packing, args.max_length)
         args.learning_rate = args.resolved_learning_rate(reward_model.num_parameters(), lora=peft_config is not None)
         if peft_config is not None:
             reward_model = wrap_peft(reward_model, peft_config, args)
-        self.objective = Objective(args.loss_type, args.use_margins, args.label_smoothing, args.center_rewards_coefficient or 0.0)
+        attach_loss_parameters(reward_model, self.objective)
+        if self.plan.supervision.text:
+            attach_text_head(base_of(reward_model), name)
         self.reports: dict[str, EncodeReport] = {}
         self.data_fingerprint = data_fingerprint
         self.reward_statistics: RewardStatistics | None = None
@@ -133,7 +156,7 @@ class RewardTrainer(PartsTrainer):
             train_dataset = self._prepare(train_dataset, args, "train")
         if eval_dataset is not None:
             eval_dataset = self._prepare_evaluation(eval_dataset, args)
-        self.pad = PreferenceCollator(int(tokenizer.pad_token_id), args.pad_to_multiple_of)  # type: ignore[arg-type]
+        self.pad = PreferenceCollator(int(tokenizer.pad_token_id), args.pad_to_multiple_of, self.plan.supervision)  # type: ignore[arg-type]
         super().__init__(
             model=reward_model,
             args=args,
@@ -149,20 +172,37 @@ class RewardTrainer(PartsTrainer):
         )
         # Trainer calls compute_loss in evaluation only for models that can return a loss without labels.
         self.can_return_loss, self.label_names = True, []
-        self._sums: dict[str, Tensor] = {}
-        self._extremes: list[Tensor] = []
-        self._episodes, self._tokens = 0, 0
-        self._evaluated: dict[int, np.ndarray] | None = None
+        self.tally = Tally(torch.float32 if args.device.type == "mps" else torch.float64)
+        self._evaluated: Evaluation | None = None
+        if self.sharded and (self.objective.parameters or self.objective.orthogonal):
+            raise ModelError(
+                "learned thresholds and length_decorrelation need whole parameters on every rank; fix the threshold, or train without FSDP and ZeRO"
+            )
+        if self.plan.settings.text and self.plan.settings.text.variant == "dpo":
+            self.train_dataset, self.eval_dataset = self._with_reference(self.train_dataset), self._with_reference(self.eval_dataset)
         if args.process_index == 0:
             logger.info("packing: %s%s", self.engine.packing, f" ({self.engine.reason})" if self.engine.reason else "")
 
     # --- data -------------------------------------------------------------------------------------------------------------------------------
 
     def _prepare(self, data: TrainingData, args: RewardConfig, name: str) -> Dataset | IterableDataset:
+        supervision = self.plan.supervision if name == "train" else replace(self.plan.supervision, off_topic=0)
         encoded, report = prepare(
-            data, self.encoder, name=name, ties=args.ties, on_bad_row=args.on_bad_row, margins=args.use_margins, num_proc=args.dataset_num_proc
+            data,
+            self.encoder,
+            name=name,
+            ties=args.ties,
+            on_bad_row=args.on_bad_row,
+            supervision=supervision,
+            num_proc=args.dataset_num_proc,
+            seed=args.seed,
         )
         self.reports[name] = report
+        if report.groups and not isinstance(encoded, IterableDataset):
+            check_data(self.plan, report, name, ties=args.ties)
+            check_values(self.plan, encoded, name)
+        if supervision.prompts and name == "train":
+            encoded = with_prompt_embeddings(encoded, self.plan.settings.cross_prompt.encoder)  # type: ignore[union-attr]
         if report.groups and args.process_index == 0:
             logger.log(logging.WARNING if report.dropped or report.cut.total() else logging.INFO, "%s data: %s", name, report.summary())
         return encoded
@@ -172,75 +212,114 @@ class RewardTrainer(PartsTrainer):
             return {name: self._prepare(part, args, name) for name, part in data.items()}
         return self._prepare(data, args, "eval")
 
+    def _with_reference(self, data: Any) -> Any:
+        """Encoded data with the log-probability of each response's text under the model as it is before training (`reference`, [K] a group)."""
+        if isinstance(data, dict):
+            return {name: self._with_reference(part) for name, part in data.items()}
+        if data is None:
+            return None
+        if isinstance(data, IterableDataset):
+            raise ConfigError("loss.text.variant dpo needs the log-probabilities of all data before training, not a stream; dpo_free needs none")
+        found: dict[int, list[float]] = {}
+        with as_evaluated(self.model):
+            for batch in data.shard(self.args.world_size, self.args.process_index).iter(self.args.per_device_eval_batch_size):
+                rows = [dict(zip(batch, values, strict=True)) for values in zip(*batch.values(), strict=True)]
+                for part in parts_of(self.data_collator(rows)):
+                    ready = self._prepare_inputs(part)
+                    outputs: Any = self.model(**{key: value for key, value in ready.items() if key in MODEL_KEYS})
+                    text = self.objective.read(outputs.logits, ready, outputs.text).text
+                    for group, value in zip(part["response_group"].tolist(), text.tolist(), strict=True):  # type: ignore[union-attr]
+                        found.setdefault(group, []).append(value)
+        everywhere = {group: values for part in gather_object([found]) for group, values in part.items()}
+        return data.add_column("reference", [everywhere[group] for group in data["group"]])
+
     def _set_signature_columns_if_needed(self) -> None:
         if self._signature_columns is None:
-            columns: Any = ["token_ids", "length", "tokens", *COMPARISON_KEYS]
+            columns: Any = ["token_ids", "length", "tokens", *COMPARISON_KEYS, *extra_columns(self.plan.supervision), "prompt_embedding", "reference"]
             self._signature_columns = columns
 
     # --- loss -------------------------------------------------------------------------------------------------------------------------------
 
     def compute_loss(self, model: nn.Module, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Tensor | int | None = None) -> Any:
-        """Loss of an index batch: sum of weighted losses over the weight of the whole optimizer step (`num_items_in_batch`)."""
-        comparisons = {key: inputs[key] for key in COMPARISON_KEYS}
-        rows = {key: value for key, value in inputs.items() if key not in (*COMPARISON_KEYS, REPEATED)}
-        outputs: RewardOutput = model(**rows)
-        rewards = outputs.logits[:, 0]  # type: ignore[index]
-        result = self.objective(rewards, comparisons)
-        if num_items_in_batch is None:
-            loss = result.total / result.weight
-        else:
-            # DDP averages gradients over ranks while the weight is already global.
-            loss = result.total / num_items_in_batch * self.accelerator.num_processes
-        if self.model.training and REPEATED not in inputs:
-            self._count(result.metrics, rewards.detach(), inputs)
+        """Loss of an index batch: the sum of each term over what it weighs in the whole optimizer step (`num_items_in_batch`, [T])."""
+        if "read_row" in inputs and "attention_mask" in inputs and not bool(inputs["attention_mask"][:, 0].all()):
+            raise DataError("rows are padded on the left; a loss on tokens counts positions from the first column, so pad on the right")
+        outputs: RewardOutput = model(**{key: value for key, value in inputs.items() if key in MODEL_KEYS})
+        read = self.objective.read(outputs.logits, inputs, getattr(outputs, "text", None))  # type: ignore[arg-type]
+        result = self.objective(read, inputs, self._loss_parameters())
+        weights = result.weights if num_items_in_batch is None else torch.as_tensor(num_items_in_batch).reshape(-1)
+        loss = self.objective.loss(result.totals, weights)
+        if self.objective.orthogonal:  # this part's share, so that the step has it once
+            head = self._head_weight()
+            loss = loss + self.objective.orthogonal * head_overlap(head.float()) * (result.weights[0] / weights[0])
+        if WHOLE_STEP in inputs:
+            across = self.objective.across(read, inputs)
+            self._tally_across({name: value.detach() for name, value in across.items()})
+            loss = loss + torch.stack(list(across.values())).sum()
+        elif STEP_GRADIENT in inputs:
+            surrogate = (read.responses * inputs[STEP_GRADIENT]).sum()
+            loss = loss + (surrogate - surrogate.detach()) + inputs[STEP_VALUE]
+        if REPEATED in inputs:
+            loss = loss * 0.0
+        elif self.model.training:
+            groups = inputs["response_group"] if "response_group" in inputs else inputs["group"]
+            self.tally.add(result.metrics, read.scores.detach(), num_tokens(inputs), groups)
         elif self._evaluated is not None:
-            self._record(rewards.detach(), comparisons)
+            self._evaluated.add(result, read, inputs)
+        if num_items_in_batch is not None:
+            loss = loss * self.accelerator.num_processes  # DDP averages gradients over ranks while weights are already global
         return (loss, outputs) if return_outputs else loss
 
+    def _weight(self, part: dict[str, Any]) -> Tensor:
+        return self.objective.weights(part)
+
+    def _loss_parameters(self) -> Mapping[str, Tensor]:
+        """What the loss learns beside the model; it rides on the model, so that optimizers, clipping and ranks treat it as the rest."""
+        return unwrapped(self.accelerator, self.model).loss_parameters if self.objective.parameters else {}
+
+    def _head_weight(self) -> Tensor:
+        base = unwrapped(self.accelerator, self.model)
+        name = head_name(base)
+        return next(parameter for key, parameter in base.named_parameters() if f"{name}." in key and key.endswith("weight") and "original_module" not in key)
+
+    # --- across the step --------------------------------------------------------------------------------------------------------------------
+
+    def get_batch_samples(self, *args: Any, **kwargs: Any) -> Any:
+        """The batches of an optimizer step; terms that look across it see all of them here."""
+        batches, weight = super().get_batch_samples(*args, **kwargs)
+        if self.objective.across and batches:
+            self._look_across(batches)
+        return batches, weight
+
+    def _look_across(self, batches: list[Any]) -> None:
+        model: Any = self.model_wrapped
+        parts = [part for batch in batches for part in parts_of(batch)]
+        counts = self.accelerator.gather(torch.tensor([len(parts)], device=self.args.device))
+        if int(counts.sum()) == 1:
+            parts[0][WHOLE_STEP] = True
+            return
+        outputs = []
+        with torch.no_grad(), self.compute_loss_context_manager():
+            model.train()
+            for batch in batches:
+                ready = self._ready(model, batch)
+                own = len(parts_of(batch))
+                for i, part in enumerate(ready):
+                    given = model(**{key: value for key, value in part.items() if key in MODEL_KEYS})
+                    if i < own:
+                        outputs.append(self.objective.read(given.logits, part, None))
+        self._tally_across(mark_parts(self.objective.across, self.objective.reward, parts, outputs, self.args.process_index))
+
+    def _tally_across(self, values: Mapping[str, Tensor]) -> None:
+        for name, value in values.items():
+            self.tally.add_value(name, value.to(self.args.device))
+
     # --- metrics ----------------------------------------------------------------------------------------------------------------------------
-
-    def _count(self, metrics: Mapping[str, tuple[Tensor, Tensor]], rewards: Tensor, inputs: Mapping[str, Tensor]) -> None:
-        """Add (sum, weight) of each metric on the device; nothing is synchronised until the next log."""
-        for name, pair in metrics.items():
-            value = torch.stack(pair).to(self._sum_dtype)
-            self._sums[name] = self._sums.get(name, torch.zeros_like(value)) + value
-        tokens = torch.as_tensor(num_tokens(inputs), device=rewards.device)
-        counts = torch.stack([rewards.new_tensor(len(rewards)), rewards.sum(), tokens]).to(self._sum_dtype)
-        self._sums["_counts"] = self._sums.get("_counts", torch.zeros_like(counts)) + counts
-        groups = inputs["group"]  # comparisons of a group stand together, so changes count groups (and nothing is synchronised)
-        self._sums["_groups"] = self._sums.get("_groups", torch.zeros_like(counts[:1])) + 1 + (groups[1:] != groups[:-1]).sum()
-        self._extremes.append(torch.stack([rewards.min(), -rewards.max()]).to(self._sum_dtype))
-
-    @property
-    def _sum_dtype(self) -> torch.dtype:
-        return torch.float32 if self.args.device.type == "mps" else torch.float64  # Apple's GPUs have no float64
-
-    def _take_metrics(self) -> dict[str, float]:
-        """Exact metrics over all comparisons since the last log, over all ranks; resets the sums."""
-        if not self._sums:
-            return {}
-        names = sorted(self._sums)
-        packed = torch.cat([self._sums[name] for name in names])
-        total = self.accelerator.reduce(packed, "sum").cpu()
-        lowest, highest = self.accelerator.gather(torch.stack(self._extremes).min(dim=0).values[None]).min(dim=0).values.tolist()
-        parts = dict(zip(names, torch.split(total, [len(self._sums[name]) for name in names]), strict=True))
-        self._sums, self._extremes = {}, []
-        num_rewards, reward_sum, tokens = parts.pop("_counts").tolist()
-        self._episodes += int(parts.pop("_groups").item())
-        self._tokens += int(tokens)
-        metrics = {name: (value[0] / value[1]).item() for name, value in parts.items() if value[1] > 0}
-        return metrics | {
-            "min_reward": lowest,
-            "mean_reward": reward_sum / num_rewards,
-            "max_reward": -highest,
-            "num_tokens": self._tokens,
-            "episode": self._episodes,
-        }
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Add exact training metrics, and open-instruct's names beside ours. Raises ModelError when the loss is not a number."""
         if "loss" in logs and "eval_loss" not in logs:
-            logs |= self._take_metrics()
+            logs |= self.tally.take(self.accelerator)
             if not np.isfinite(logs["loss"]):
                 raise ModelError(
                     f"the loss is {logs['loss']} at step {self.state.global_step}; lower the learning rate, or look for broken rows. "
@@ -252,49 +331,28 @@ class RewardTrainer(PartsTrainer):
 
     # --- evaluation --------------------------------------------------------------------------------------------------------------------------
 
-    def _record(self, rewards: Tensor, comparisons: Mapping[str, Tensor]) -> None:
-        """Keep the rewards of every comparison, by group, so that a group repeated to fill up a rank counts once."""
-        assert self._evaluated is not None
-        columns = [rewards.float()[comparisons["chosen"]], rewards.float()[comparisons["rejected"]]]
-        columns += [comparisons[key] for key in ("weight", "probability", "margin")]
-        table = torch.stack([column.float() for column in columns], dim=1).cpu().double().numpy()
-        groups = comparisons["group"].cpu().numpy()
-        for group in np.unique(groups):
-            self._evaluated[int(group)] = table[groups == group]
-
     def evaluation_loop(
         self, dataloader: Any, description: str, prediction_loss_only: bool | None = None, ignore_keys: list[str] | None = None, metric_key_prefix: str = "eval"
     ) -> EvalLoopOutput:
-        """Trainer's loop for devices and wrapping, our own figures: exact over comparisons, whatever the batches and ranks."""
-        self._evaluated = {}
+        """Trainer's loop for devices and wrapping, our own figures: exact over items, whatever the batches and ranks.
+
+        The loss is that of the terms; those that look across a training step have no meaning here and are left out.
+        """
+        self._evaluated = Evaluation()
         output = super().evaluation_loop(dataloader, description, True, ignore_keys, metric_key_prefix)
-        gathered = gather_object([self._evaluated])
+        everything = Evaluation({number: figures for part in gather_object([self._evaluated.groups]) for number, figures in part.items()})
         self._evaluated = None
-        groups = {group: table for part in gathered for group, table in part.items()}
-        if not groups:
-            raise DataError("the evaluation data gave no comparison")
-        table = np.concatenate([groups[group] for group in sorted(groups)])  # [P, 5]
-        columns = torch.from_numpy(table)
-        chosen, rejected, weight, probability, margin = columns.unbind(1)
-        batch = {
-            "chosen": torch.arange(len(table)),
-            "rejected": torch.arange(len(table)) + len(table),
-            "weight": weight,
-            "probability": probability,
-            "margin": margin,
-        }
-        result = self.objective(torch.cat([chosen, rejected]), batch)
-        metrics = {name: (total / norm).item() for name, (total, norm) in result.metrics.items() if norm > 0}
-        rewards = torch.cat([chosen, rejected])
-        metrics |= {"min_reward": rewards.min().item(), "mean_reward": rewards.mean().item(), "max_reward": rewards.max().item(), "comparisons": len(table)}
-        predictions, labels = columns[:, :2], torch.zeros(len(table), dtype=torch.long)
+        if not everything.groups:
+            raise DataError("the evaluation data gave nothing to evaluate")
+        metrics, table = everything.summary(self.objective)
+        predictions, labels = torch.from_numpy(table[:, :2]), torch.zeros(len(table), dtype=torch.long)
         if self.preprocess_logits_for_metrics is not None:
             predictions = self.preprocess_logits_for_metrics(predictions, labels)
         if self.compute_metrics is not None:
             metrics |= self.compute_metrics(EvalPrediction(predictions=predictions.numpy(), label_ids=labels.numpy()))
-        self.reward_statistics = reward_statistics(table[:, 0], table[:, 1], table[:, 3])
+        self.reward_statistics = reward_statistics(table[:, 0], table[:, 1], table[:, 2])
         ours = {f"{metric_key_prefix}_{name}": value for name, value in metrics.items()}
-        return EvalLoopOutput(predictions.numpy(), labels.numpy(), (output.metrics or {}) | ours, len(groups))
+        return EvalLoopOutput(predictions.numpy(), labels.numpy(), (output.metrics or {}) | ours, len(everything.groups))
 
     def evaluate(self, eval_dataset: Any = None, ignore_keys: list[str] | None = None, metric_key_prefix: str = "eval") -> dict[str, float]:
         if eval_dataset is not None and not isinstance(eval_dataset, str):
@@ -315,10 +373,12 @@ class RewardTrainer(PartsTrainer):
         rows = []
         training = self.model.training
         self.model.eval()
-        for row in islice(iter(dataset), num_print_samples):
-            batch = PreferenceCollator(int(self.processing_class.pad_token_id))([row])
+        compared = (row for row in iter(dataset) if row["chosen"])
+        for row in islice(compared, num_print_samples):
+            batch = self.pad.pad(row["token_ids"])
             with torch.inference_mode():
-                rewards = self.model(**{key: batch[key].to(self.args.device) for key in ("input_ids", "attention_mask")}).logits[:, 0].tolist()
+                outputs = self.model(**{key: value.to(self.args.device) for key, value in batch.items()}).logits
+            rewards = (outputs @ outputs.new_tensor(self.objective.reading)).tolist()
             a, b = row["chosen"][0], row["rejected"][0]
             texts = [self.processing_class.decode(row["token_ids"][i], skip_special_tokens=True) for i in (a, b)]
             rows.append((*texts, rewards[a], rewards[b]))
@@ -338,8 +398,25 @@ class RewardTrainer(PartsTrainer):
             shutil.rmtree(folder, ignore_errors=True)
             raise StorageError(f"{folder}: the checkpoint could not be written ({error}); it was removed. Free some space and go on with --resume") from error
 
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
+        super()._load_from_checkpoint(resume_from_checkpoint, model)
+        self._load_loss_parameters(resume_from_checkpoint)
+
+    def _load_best_model(self) -> None:
+        super()._load_best_model()
+        self._load_loss_parameters(str(self.state.best_model_checkpoint))
+
+    def _load_loss_parameters(self, folder: str) -> None:
+        if self.objective.parameters:
+            saved = read_contract(folder).loss_parameters
+            with torch.no_grad():
+                for name, value in self._loss_parameters().items():
+                    value.copy_(torch.tensor(saved[name]))
+
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
         """The model as transformers saves it, plus the contract. Sharded weights cannot be scored here: their contract has no golden examples."""
+        if self.objective.parameters:
+            state_dict = {key: value for key, value in (state_dict or self.model.state_dict()).items() if LOSS_PARAMETERS not in key}
         super()._save(output_dir, state_dict)
         if self.args.should_save:
             whole = not (self.is_fsdp_enabled or self.is_deepspeed_enabled)
@@ -347,6 +424,8 @@ class RewardTrainer(PartsTrainer):
                 self.accelerator.unwrap_model(self.model, keep_torch_compile=False),
                 self.encoder,
                 golden=self._golden if whole else [],
+                readout=self.plan.readout,
+                loss_parameters={name: value.tolist() for name, value in self._loss_parameters().items()},
                 rewards=self.reward_statistics,
                 data_fingerprint=self.data_fingerprint,
             )
@@ -371,16 +450,49 @@ def check_single_device(args: RewardConfig) -> None:
         raise ModelError("accelerator_config.dispatch_batches=True would slice index batches; leave it unset")
 
 
-def build_model(model: str | Path | nn.Module, args: RewardConfig, quantization_config: Any) -> PreTrainedModel:
+LOSS_PARAMETERS = "loss_parameters"
+
+
+def attach_loss_parameters(model: Any, objective: Objective) -> None:
+    """Put what the loss learns on the model, where optimizers find it; `_save` leaves it out of the weights and into the contract."""
+    if objective.parameters:
+        device = next(model.parameters()).device
+        values = {name: nn.Parameter(torch.tensor(value, device=device)) for name, value in objective.parameters.items()}
+        setattr(model, LOSS_PARAMETERS, nn.ParameterDict(values))
+
+
+def base_of(model: Any) -> Any:
+    """The classifier itself, of a PEFT model or a plain one."""
+    return model.get_base_model() if isinstance(getattr(model, "peft_config", None), dict) else model
+
+
+def unwrapped(accelerator: Any, model: Any) -> Any:
+    return accelerator.unwrap_model(model, keep_torch_compile=False)
+
+
+def check_model(model: Any, plan: Plan, args: RewardConfig) -> None:
+    """Refuse what a loss asks of a model that it cannot do. Raises ConfigError."""
+    base = base_of(model)
+    names = ", ".join(term.type for term in plan.settings.terms)
+    if plan.on_tokens and not is_decoder(base):
+        asks = "text" if plan.supervision.text else names
+        raise ConfigError(f"loss {asks} reads several tokens of a sequence, which needs a decoder (Llama, Qwen ...); {type(base).__name__} is an encoder")
+    if plan.objective.across and not args.disable_dropout:
+        raise ConfigError("terms that look across the step compute every part twice, which dropout would make differ; set disable_dropout: true")
+    if plan.supervision.reads == "divergence_padded" and args.packing not in ("auto", "padded"):
+        raise ConfigError(f"packing is {args.packing}, but token_divergence with padding: include needs padding; set packing to auto or padded")
+
+
+def build_model(model: str | Path | nn.Module, args: RewardConfig, quantization_config: Any, outputs: Sequence[str]) -> PreTrainedModel:
     if not isinstance(model, (str, Path)):
         if args.model_init_kwargs:
             raise ModelError("model_init_kwargs are for a model given by name; this one is loaded already")
         reward_model: Any = model
         if isinstance(getattr(model, "peft_config", None), dict):  # a PeftModel: its base does the scoring
-            as_reward_model(reward_model.get_base_model())
+            as_reward_model(reward_model.get_base_model(), outputs)
             check_head_trains(reward_model)
         else:
-            as_reward_model(reward_model)
+            as_reward_model(reward_model, outputs)
         if args.disable_dropout:
             turn_dropout_off(reward_model)
         return reward_model
@@ -391,9 +503,8 @@ def build_model(model: str | Path | nn.Module, args: RewardConfig, quantization_
             raise ModelError("quantization_config is given twice: as an argument and in model_init_kwargs")
         kwargs["quantization_config"] = quantization_config
     kwargs.pop("num_labels", None)
-    return load_pretrained(
-        str(model), trust_remote_code=kwargs.pop("trust_remote_code", args.trust_remote_code), disable_dropout=args.disable_dropout, seed=args.seed, **kwargs
-    )
+    trust_remote_code = kwargs.pop("trust_remote_code", args.trust_remote_code)
+    return load_pretrained(str(model), trust_remote_code=trust_remote_code, disable_dropout=args.disable_dropout, seed=args.seed, outputs=outputs, **kwargs)
 
 
 def wrap_peft(model: PreTrainedModel, peft_config: Any, args: RewardConfig) -> Any:
