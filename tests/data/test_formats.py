@@ -132,14 +132,14 @@ ROWS: dict[str, tuple[dict[str, Any], str, Any, Any, Any]] = {
         "two responses and a label",
         (user("Sky?"),),
         ((assistant("a"),), (assistant("b"),)),
-        ONE,
+        (Comparison(0, 1, strength=1.0),),
     ),
     "HelpSteer2 strength 2 is the second": (
         {"prompt": "Sky?", "response_1": "a", "response_2": "b", "preference_strength": 2},
         "two responses and a label",
         "Sky?",
         ("a", "b"),
-        (Comparison(1, 0),),
+        (Comparison(1, 0, strength=2.0),),
     ),
     "HelpSteer attributes": ({"prompt": "Sky?", "response": "a", "helpfulness": 4, "correctness": 3}, "rated attributes", "Sky?", ("a",), ()),
     "margin": (

@@ -173,6 +173,22 @@ def test_large_blocks_are_the_sum_over_subsets(tied: int, below: int) -> None:
     same(got, value_and_slope(lambda r: over_subsets(r, tied), r), 1e-6)
 
 
+@pytest.mark.parametrize(("tied", "below", "lead"), [(8, 8, 0.0), (16, 16, 0.0), (32, 32, 0.0), (63, 1, 0.0), (4, 60, 0.0), (24, 1, -9.0), (64, 4, -4.0)])
+def test_blocks_as_large_as_a_batch_of_samples(tied: int, below: int, lead: float) -> None:
+    """Right and wrong samples of one prompt, equal rewards within each: the last of k still tied goes next with k s / (k s + R), so P is the product of
+    these over k = 1 to the number tied; with lead 0, 1 / C(tied + below, tied)."""
+    two, at = f64(lead, 0.0), torch.repeat_interleave(torch.arange(2), torch.tensor([tied, below]))
+
+    def literal(two: Tensor) -> Tensor:
+        strength = torch.arange(1, tied + 1).double() * two[0].exp()
+        return torch.log1p(below * two[1].exp() / strength).sum().reshape(1)
+
+    got = value_and_slope(lambda two: plackett_luce(two[at], ranks_of((tied, below)), one(len(at))), two)
+    same(got, value_and_slope(literal, two), 1e-6)
+    if lead == 0.0:
+        assert got[0].item() == pytest.approx(math.log(math.comb(tied + below, tied)), rel=1e-6)
+
+
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 def test_ties_in_float32(shape: tuple[int, ...]) -> None:
     """Float32 keeps about six digits of the value and five of the gradient."""

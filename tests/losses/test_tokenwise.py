@@ -173,6 +173,8 @@ def test_steps_are_cross_entropy_where_there_are_labels() -> None:
 
 
 def test_no_step_has_a_label() -> None:
+    """The label of none is the one PyTorch ignores by itself."""
+    assert torch.nn.CrossEntropyLoss().ignore_index == IGNORED
     labels = torch.full((4,), IGNORED)
     assert (steps(normal(4, 2), labels) == 0).all() and (slopes(lambda x: steps(x, labels), normal(4, 2))[0] == 0).all()
 

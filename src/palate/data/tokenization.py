@@ -365,7 +365,7 @@ def facts_of(group: PreferenceGroup) -> Counter[str]:
     facts["comparisons"] = len(group.comparisons)
     facts["ties"] = sum(c.is_tie for c in group.comparisons)
     facts["margins"] = sum(c.margin > 0 for c in group.comparisons)
-    facts["rankings"] = bool(group.ranks)
+    facts["rankings"] = int(bool(group.ranks))
     facts["steps"] = sum(step.label is not None for step in group.steps)
     return facts
 

@@ -28,6 +28,7 @@ class Tally:
 
     def _clear(self) -> None:
         self._sums: dict[str, Tensor] = {}
+        self._step_terms: set[str] = set()
         self._extremes: list[Tensor] = []
 
     def add(self, metrics: Mapping[str, Items], scores: Tensor, tokens: Any, groups: Tensor) -> None:
@@ -40,28 +41,36 @@ class Tally:
         self._add("_groups", 1 + (groups[1:] != groups[:-1]).sum()[None])
         self._extremes.append(torch.stack([scores.min(), -scores.max()]).to(self.dtype))
 
-    def add_value(self, name: str, value: Tensor) -> None:
-        """A figure of a whole step, of which the log shows the mean over steps."""
-        self._add(name, torch.stack([value, torch.ones_like(value)]))
+    def add_term(self, name: str, value: Tensor, share: Tensor | float = 1.0) -> None:
+        """A term of a whole step, coefficient included; the log shows its mean over steps. `share`: of the step, where its parts each add theirs."""
+        self._step_terms.add(name)
+        share = torch.as_tensor(share, device=value.device, dtype=value.dtype)
+        self._add(name, torch.stack([value * share, share]))
 
     def _add(self, name: str, value: Tensor) -> None:
         value = value.detach().to(self.dtype)
         self._sums[name] = self._sums[name] + value if name in self._sums else value
 
-    def take(self, accelerator: Any) -> dict[str, float]:
-        """Metrics over everything since the last call, over all ranks; starts anew."""
+    def take(self, accelerator: Any, objective: Objective) -> dict[str, float]:
+        """Loss and metrics over everything since the last call, over all ranks; starts anew."""
         if not self._sums:
             return {}
         names = sorted(self._sums)
         total = accelerator.reduce(torch.cat([self._sums[name] for name in names]), "sum").cpu()
         lowest, highest = accelerator.gather(torch.stack(self._extremes).min(dim=0).values[None]).min(dim=0).values.tolist()
         parts = dict(zip(names, torch.split(total, [len(self._sums[name]) for name in names]), strict=True))
+        step_terms = self._step_terms
         self._clear()
         num_rewards, reward_sum, tokens = parts.pop("_counts").tolist()
         self.episodes += int(parts.pop("_groups").item())
         self.tokens += int(tokens)
+        terms = torch.stack([parts[term.name] for term in objective.terms])
         metrics = {name: (value[0] / value[1]).item() for name, value in parts.items() if value[1] > 0}
+        loss = float(objective.loss(terms[:, 0], terms[:, 1])) + sum(metrics[name] for name in step_terms)
+        if len(terms) + len(step_terms) == 1:
+            metrics.pop(objective.terms[0].name, None)
         return metrics | {
+            "loss": loss,
             "min_reward": lowest,
             "mean_reward": reward_sum / num_rewards,
             "max_reward": -highest,
@@ -107,6 +116,8 @@ class Evaluation:
                 sums[name] = sums.get(name, np.zeros(2)) + pair
         metrics = {name: total / weight for name, (total, weight) in sums.items() if weight > 0}
         terms = torch.tensor(np.array([sums.get(term.name, np.zeros(2)) for term in objective.terms]))
+        if len(terms) == 1:  # the loss itself
+            metrics.pop(objective.terms[0].name, None)
         metrics["loss"] = float(objective.loss(terms[:, 0], terms[:, 1]))
         rewards = np.concatenate([one.rewards for one in figures])
         table = np.concatenate([one.comparisons for one in figures])

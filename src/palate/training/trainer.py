@@ -250,8 +250,11 @@ class RewardTrainer(PartsTrainer):
         weights = result.weights if num_items_in_batch is None else torch.as_tensor(num_items_in_batch).reshape(-1)
         loss = self.objective.loss(result.totals, weights)
         if self.objective.orthogonal:  # this part's share, so that the step has it once
-            head = self._head_weight()
-            loss = loss + self.objective.orthogonal * head_overlap(head.float()) * (result.weights[0] / weights[0])
+            share = result.weights[0] / weights[0]
+            overlap = self.objective.orthogonal * head_overlap(self._head_weight().float())
+            loss = loss + overlap * share
+            if self.model.training and REPEATED not in inputs:
+                self.tally.add_term("head_overlap", overlap.detach(), share)
         if WHOLE_STEP in inputs:
             across = self.objective.across(read, inputs)
             self._tally_across({name: value.detach() for name, value in across.items()})
@@ -312,14 +315,14 @@ class RewardTrainer(PartsTrainer):
 
     def _tally_across(self, values: Mapping[str, Tensor]) -> None:
         for name, value in values.items():
-            self.tally.add_value(name, value.to(self.args.device))
+            self.tally.add_term(name, value.to(self.args.device))
 
     # --- metrics ----------------------------------------------------------------------------------------------------------------------------
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Add exact training metrics, and open-instruct's names beside ours. Raises ModelError when the loss is not a number."""
         if "loss" in logs and "eval_loss" not in logs:
-            logs |= self.tally.take(self.accelerator)
+            logs |= self.tally.take(self.accelerator, self.objective)
             if not np.isfinite(logs["loss"]):
                 raise ModelError(
                     f"the loss is {logs['loss']} at step {self.state.global_step}; lower the learning rate, or look for broken rows. "
