@@ -93,13 +93,11 @@ def tiny_model(kind: str = "qwen3", *, seed: int = 0, **config: Any) -> Any:
     config_class, model_class, extra = classes[kind]
     return model_class(
         config_class(
-            **DECODER,
-            **extra,
             vocab_size=len(tokenizer),
             pad_token_id=tokenizer.pad_token_id,
             eos_token_id=tokenizer.eos_token_id,
             bos_token_id=tokenizer.bos_token_id,
-            **{"num_labels": 1, **config},
+            **{**DECODER, **extra, "num_labels": 1, **config},
         )
     )
 

@@ -15,7 +15,7 @@ def similarity_weights(embeddings: Tensor, groups: Tensor, *, temperature: float
 
     Other comparisons of the same prompt (equal `groups`) get 0: within a prompt the data themselves say who is better. `own_floor`: the least weight
     of the own pair; the rest of the row is scaled down to make room. Rows sum to 1.
-    Source: Yin et al. 2024 (Relative Preference Optimization, arXiv 2402.10958), eq. 6 and 7; masking and floor are ours.
+    Source: Yin et al. 2024 (Relative Preference Optimization, arXiv 2402.10958); masking and floor are ours.
     """
     unit = torch.nn.functional.normalize(embeddings, dim=1)
     own = torch.eye(len(unit), dtype=torch.bool, device=unit.device)
@@ -37,7 +37,7 @@ def relative_preference(chosen: Tensor, rejected: Tensor, weights: Tensor, *, in
 
     Inside, a weight near 1/P shrinks the difference itself, so rewards must grow with the batch to say the same; outside, it weighs the loss.
     One comparison alone gives Bradley-Terry in both (beta = 1). Pairs of weight 0 give log 2 inside, nothing outside.
-    Source: arXiv 2402.10958, eq. 5 (inside).
+    `beta` is read by the inside form, `margin` by the outside form. Source: arXiv 2402.10958 (inside).
     """
     difference = chosen[:, None] - rejected[None, :]
     if inside:

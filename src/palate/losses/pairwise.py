@@ -31,7 +31,7 @@ def hinge(x: Tensor) -> Tensor:
 
 
 def squared(x: Tensor) -> Tensor:
-    """(x - 1)^2: asks for a lead of exactly 1. Source: Azar et al. 2023 (IPO, arXiv 2310.12036), eq. 17 with beta = 1/2."""
+    """(x - 1)^2: asks for a lead of exactly 1. Source: Azar et al. 2023 (IPO, arXiv 2310.12036), with tau = 1/2."""
     return (x - 1.0).square()
 
 
@@ -60,8 +60,8 @@ def expected(link: Link, x: Tensor, *, probability: Tensor | None = None, label_
         cDPO     p <- (1 - e) p + e (1 - p)        with the logistic link its minimiser is x = log((1 - e) / e)
         unbiased p <- (p - e) / (1 - 2 e)          its mean over flips of the label is the loss of the clean label, exactly
 
-    The unbiased form has negative weights, so with a link that grows without end it has no lower bound: stop early.
-    Source: Mitchell 2023 (cDPO note); Chowdhury et al. 2024 (rDPO, arXiv 2403.00409), eq. 7; Natarajan et al. 2013, lemma 1.
+    The unbiased form has negative weights, so with these links, which grow without end, it has no lower bound: stop early.
+    Source: Mitchell 2023 (cDPO note); Chowdhury et al. 2024 (rDPO, arXiv 2403.00409); Natarajan et al. 2013, lemma 1.
     """
     if probability is None and label_smoothing == 0.0:
         return link(x)
@@ -132,14 +132,15 @@ def tied(kind: str, chosen: Tensor, rejected: Tensor, raw_threshold: Tensor, *, 
 
     `raw_threshold` is free to take any value: h = softplus(raw) for `rao_kupper`, log nu = raw for `davidson`.
     """
-    threshold = softplus(raw_threshold) if kind == "rao_kupper" else raw_threshold
+    # the floor keeps log(e^2h - 1) finite where softplus has reached 0
+    threshold = softplus(raw_threshold).clamp(min=1e-30) if kind == "rao_kupper" else raw_threshold
     win, loss, tie = TIES[kind](chosen - rejected, threshold)
     return torch.where(probability == 0.5, -tie, -(probability * win + (1 - probability) * loss))
 
 
 def raw_tie_threshold(kind: str, value: float) -> float:
     """The raw threshold of a stated one: theta > 1 for `rao_kupper`, nu > 0 for `davidson`."""
-    return math.log(value) if kind == "davidson" else inverse_softplus(math.log(value))
+    return math.log(value) if kind == "davidson" else inverse_softplus(math.log(value))  # log theta = softplus(raw)
 
 
 def inverse_softplus(value: float) -> float:

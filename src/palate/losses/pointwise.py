@@ -24,7 +24,7 @@ def _given(target: Tensor, loss: Tensor) -> Tensor:
 
 
 def regression(outputs: Tensor, target: Tensor) -> Tensor:
-    """Squared error per attribute. [N, A], [N, A] -> [N, A]. Source: HelpSteer2 (arXiv 2406.08673), section 4."""
+    """Squared error per attribute. [N, A], [N, A] -> [N, A]. Source: HelpSteer2 (arXiv 2406.08673)."""
     return _given(target, (outputs - target.nan_to_num()).square())
 
 
@@ -53,9 +53,13 @@ def ordinal(outputs: Tensor, level: Tensor, thresholds: Tensor) -> Tensor:
     return _given(level, -(above + under + between))
 
 
+LEAST_GAP = 1e-3
+"""Between two thresholds: a level that never occurs would otherwise close its gap until its probability is 0."""
+
+
 def rising(raw: Tensor) -> Tensor:
-    """Thresholds from free numbers: the first as it is, each further one a softplus above the last. [C-1] -> [C-1]"""
-    return torch.cumsum(torch.cat([raw[:1], softplus(raw[1:])]), 0)
+    """Thresholds from free numbers: the first as it is, each further one a softplus (and LEAST_GAP) above the last. [C-1] -> [C-1]"""
+    return torch.cumsum(torch.cat([raw[:1], softplus(raw[1:]) + LEAST_GAP]), 0)
 
 
 def quantile(outputs: Tensor, target: Tensor, quantiles: Tensor) -> Tensor:
@@ -75,7 +79,7 @@ def variance(raw: Tensor) -> Tensor:
 def gaussian(mean: Tensor, raw_variance: Tensor, target: Tensor) -> Tensor:
     """Negative log-density of the target under N(mean, variance), without the constant log(2 pi) / 2. [N, A], [N, A], [N, A] -> [N, A]
 
-    Source: URM (arXiv 2410.00847), section 3.1.
+    Source: URM (arXiv 2410.00847).
     """
     spread = variance(raw_variance)
     return _given(target, 0.5 * (torch.log(spread) + (target.nan_to_num() - mean).square() / spread))

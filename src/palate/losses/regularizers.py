@@ -23,7 +23,7 @@ def zero_sum(rewards: Tensor) -> Tensor:
     """(mean of all rewards of the batch)^2. [N] -> []
 
     The batch is the whole optimizer step over all ranks. Trades easy comparisons for hard ones: 0.001 is the published middle.
-    Source: Hong et al. 2025 (batch-wise sum-to-zero, arXiv 2505.07271), eq. 6.
+    Source: Hong et al. 2025 (batch-wise sum-to-zero, arXiv 2505.07271).
     """
     return rewards.mean().square()
 
@@ -31,23 +31,28 @@ def zero_sum(rewards: Tensor) -> Tensor:
 def length_correlation(quality: Tensor, length_reward: Tensor, lengths: Tensor) -> Tensor:
     """|rho(r_Q, length)| - rho(r_L, length), Pearson correlations over the batch: the length head takes up what length explains. [N], [N], [N] -> []
 
-    The batch is the whole optimizer step over all ranks. Source: Chen et al. 2024 (ODIN, arXiv 2402.07319), eq. 5 and 6.
+    The batch is the whole optimizer step over all ranks. Source: Chen et al. 2024 (ODIN, arXiv 2402.07319).
     """
     return pearson(quality, lengths).abs() - pearson(length_reward, lengths)
 
 
 def pearson(a: Tensor, b: Tensor) -> Tensor:
     """Pearson correlation; 0 (and no gradient) where one side does not vary. [N], [N] -> []"""
-    a, b = a - a.mean(), b - b.mean()
-    spread = a.square().sum() * b.square().sum()
-    varies = spread > 0
-    return torch.where(varies, (a * b).sum() / torch.where(varies, spread, torch.ones_like(spread)).sqrt(), torch.zeros_like(spread))
+    varies = (a.amax() > a.amin()) & (b.amax() > b.amin())  # asked before centring, which leaves rounding behind
+    unit_a, unit_b = (_unit(side - side.mean(), varies) for side in (a, b))
+    return torch.where(varies, (unit_a * unit_b).sum(), torch.zeros_like(unit_a[0]))
+
+
+def _unit(side: Tensor, varies: Tensor) -> Tensor:
+    """Divided by its norm; left alone where nothing varies, so that no gradient divides by zero."""
+    side = torch.where(varies, side, torch.zeros_like(side))
+    return side / torch.where(varies, torch.linalg.vector_norm(torch.where(varies, side, torch.ones_like(side))), torch.ones_like(side[0]))
 
 
 def head_overlap(weight: Tensor) -> Tensor:
     """|cosine| of the two heads' weights, so that they read different directions of the hidden state. [2, H] -> []
 
-    The paper keeps |W_Q W_L^T| small on heads of unit length; the cosine says the same of heads of any length. Source: ODIN, eq. 7.
+    The paper keeps |W_Q W_L^T| small on heads of unit length; the cosine says the same of heads of any length. Source: ODIN (arXiv 2402.07319).
     """
     return torch.nn.functional.cosine_similarity(weight[0], weight[1], dim=0).abs()
 
@@ -55,7 +60,7 @@ def head_overlap(weight: Tensor) -> Tensor:
 def text_sft(chosen_logp: Tensor, beta: float) -> Tensor:
     """-log sigmoid(beta * log pi(chosen)): the hidden states must still be able to write the chosen response. [P] -> [P]
 
-    Log-probabilities are sums over the response's tokens. Source: Yang et al. 2024 (GRM, arXiv 2406.10216), eq. 9; beta = 0.1 is theirs.
+    Log-probabilities are sums over the response's tokens. Source: Yang et al. 2024 (GRM, arXiv 2406.10216), SFT regularisation; beta = 0.1 is theirs.
     """
     return -logsigmoid(beta * chosen_logp)
 
@@ -63,7 +68,7 @@ def text_sft(chosen_logp: Tensor, beta: float) -> Tensor:
 def text_dpo(chosen_logp: Tensor, rejected_logp: Tensor, beta: float, reference: tuple[Tensor, Tensor] | None = None) -> Tensor:
     """-log sigmoid(beta * (log-ratio of chosen - log-ratio of rejected)). [P], [P] -> [P]; without a reference, of plain log-probabilities.
 
-    Source: GRM (arXiv 2406.10216), eq. 7 (DPO regularisation) and appendix (its reference-free form).
+    Source: GRM (arXiv 2406.10216), DPO regularisation and its reference-free form.
     """
     ratio = chosen_logp - rejected_logp
     if reference is not None:

@@ -33,10 +33,12 @@ def divergence_span(chosen: Sequence[int], rejected: Sequence[int], pad_id: int,
     `padding=True` is DeepSpeed-Chat's rule: the shorter side takes part with the values at its padding. `padding=False` ends with the shorter side.
     `padding_at_beginning`: pad ids that belong to the text (1 for OPT, whose BOS is its pad token).
     Identical rows compare their last token alone, which gives log 2. Raises DataError where DeepSpeed-Chat's rule has no defined loss: a first token
-    that differs, padding on the left, a pad id inside the text.
+    that differs, padding on the left, a pad id inside the text; and, without padding, a side that ends where the other goes on.
     Source: DeepSpeedExamples, dschat/utils/model/reward_model.py.
     """
     length = len(chosen)
+    if not length:
+        raise DataError("a side has no tokens; expected a prompt and a response")
     if length != len(rejected):
         raise DataError(f"the sides have {length} and {len(rejected)} tokens; expected rows padded to one length")
     ends = [_first_pad(ids, pad_id, padding_at_beginning, side) for ids, side in ((chosen, "chosen"), (rejected, "rejected"))]
@@ -58,7 +60,7 @@ def _first_pad(ids: Sequence[int], pad_id: int, at_beginning: int, side: str) ->
         raise DataError(f"{side}: expected {at_beginning} pad tokens at the beginning, found them at {beginning}; set padding_at_beginning to 0")
     if not rest:
         return len(ids)
-    if rest[0] <= at_beginning and len(rest) < len(ids) - at_beginning:
+    if rest[0] == 0 or (rest[0] <= at_beginning and len(rest) < len(ids) - at_beginning):
         raise DataError(f"{side}: the row begins with the pad token; pad on the right, or set padding_at_beginning where the text begins with it")
     if rest != list(range(rest[0], len(ids))):
         raise DataError(f"{side}: the pad token {pad_id} stands inside the text (at {rest[0]}); use a pad token that is not the end of a turn")
