@@ -36,7 +36,8 @@ map: $(STAMP)  ## print the tree of the source with the first line of each file
 
 bench: $(STAMP)  ## measured comparisons against peers (see benchmarks/)
 	HF_HUB_OFFLINE=1 $(BIN)/python benchmarks/speed.py
-	HF_HUB_OFFLINE=1 $(BIN)/python benchmarks/quality.py
+	HF_HUB_OFFLINE=1 $(BIN)/python benchmarks/quality.py trl
+	HF_HUB_OFFLINE=1 $(BIN)/python benchmarks/quality.py losses
 
 docs: $(STAMP)  ## build the documentation into site/
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[docs]'

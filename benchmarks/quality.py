@@ -1,8 +1,9 @@
-"""Quality against TRL: the same data, model and settings through both trainers; accuracy with intervals and a paired test.
+"""Quality: against TRL, and of the losses against plain Bradley-Terry; accuracy with intervals and paired tests.
 
-    python benchmarks/quality.py [--sets ukp hh alpaca] [--data FOLDER] [--output benchmarks/results/quality.json]
+    python benchmarks/quality.py trl    [--sets ukp hh alpaca] [--data FOLDER] [--output benchmarks/results/quality.json]
+    python benchmarks/quality.py losses [--sets ukp kwise] [--seeds 1 2 3] [--output benchmarks/results/losses.json]     (see loss_quality.py)
 
-Each trainer gets the raw file and prepares it in its own way (TRL: prompt and response joined without a blank, EOS text appended). Base model
+Against TRL each trainer gets the raw file and prepares it in its own way (TRL: prompt and response joined without a blank, EOS text appended). Base model
 all-MiniLM-L6-v2, no margins, 1 epoch, learning rate 5e-5, batch 16, max_length 512, bfloat16 autocast, batches grouped by length, seed 42. A set that is
 not on this machine is skipped, visibly.
 """
@@ -14,6 +15,7 @@ import json
 import os
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 from typing import Any
@@ -116,7 +118,7 @@ def compare(name: str, folder: Path, scratch: Path) -> dict[str, Any]:
     results = {}
     for trainer in ("palate", "trl"):
         output = scratch / f"{name}-{trainer}.json"
-        subprocess.run([sys.executable, __file__, "--worker", trainer, "--sets", name, "--data", str(folder), "--output", str(output)], check=True)
+        subprocess.run([sys.executable, __file__, "trl", "--worker", trainer, "--sets", name, "--data", str(folder), "--output", str(output)], check=True)
         results[trainer] = json.loads(output.read_text())
     _, test = rows_of(name, folder)
     prompts = [row.get("prompt", row["chosen"]) for row in test]
@@ -138,20 +140,44 @@ def compare(name: str, folder: Path, scratch: Path) -> dict[str, Any]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--sets", nargs="+", default=list(SETS), choices=list(SETS))
-    parser.add_argument("--data", type=Path, default=Path(__file__).resolve().parents[2] / "shared" / "data")
-    parser.add_argument("--output", type=Path, default=Path(__file__).parent / "results" / "quality.json")
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("what", choices=("trl", "losses"))
+    parser.add_argument("--sets", nargs="+", choices=(*SETS, "kwise"))
+    parser.add_argument("--seeds", nargs="+", type=int, default=[1, 2, 3])
+    parser.add_argument("--data", type=Path, default=Path(os.environ.get("PALATE_SHARED_DATA", "../shared/data")))
+    parser.add_argument("--output", type=Path)
     parser.add_argument("--worker", choices=("palate", "trl"))
     options = parser.parse_args()
     if options.worker:
         work(options.worker, options.sets[0], options.data, options.output)
         return
-    import tempfile
+    options.output = options.output or Path(__file__).parent / "results" / {"trl": "quality.json", "losses": "losses.json"}[options.what]
+    options.output.parent.mkdir(parents=True, exist_ok=True)
+    if options.what == "losses":
+        if unknown := set(options.sets or ()) - {"ukp", "kwise"}:
+            parser.error(f"losses are compared on ukp and kwise, not on {', '.join(unknown)}")
+        losses_against_bradley_terry(options)
+    else:
+        if "kwise" in (options.sets or ()):
+            parser.error("TRL does not train on rankings; kwise is for `losses`")
+        palate_against_trl(options)
+
+
+def losses_against_bradley_terry(options: argparse.Namespace) -> None:
+    import loss_quality
 
     from palate.models.checkpoints import package_versions
 
-    options.output.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory() as scratch:
+        sets = loss_quality.run_all(options.sets or list(loss_quality.LOSSES), options.data, Path(scratch), options.seeds, workers=os.cpu_count() or 1)
+    record = {"hardware": f"{os.cpu_count()} CPU cores, one thread a run", "versions": package_versions(), "sets": sets}
+    options.output.write_text(json.dumps(record, indent=1) + "\n")
+
+
+def palate_against_trl(options: argparse.Namespace) -> None:
+    from palate.models.checkpoints import package_versions
+
+    options.sets = options.sets or list(SETS)
     records = json.loads(options.output.read_text())["sets"] if options.output.exists() else {}
     for name in options.sets:
         missing = [file for file in SETS[name].values() if not (options.data / file).is_file()]

@@ -13,13 +13,16 @@ import torch
 
 SCRIPT = """
 import json, sys
+import numpy as np
 import torch
+import palate.training.embeddings
 from tests.conftest import chatml_tokenizer, tiny_model
 from palate.data.loading import load_groups
 from palate.training.config import RewardConfig
 from palate.training.trainer import RewardTrainer
 
-output, batch, budget, sharded = sys.argv[1], int(sys.argv[2]), int(sys.argv[3]), sys.argv[4] == "fsdp"
+output, batch, budget, sharded, loss = sys.argv[1], int(sys.argv[2]), int(sys.argv[3]), sys.argv[4] == "fsdp", json.loads(sys.argv[5])
+palate.training.embeddings.embed_prompts = lambda prompts, encoder=None: np.array([[1.0, len(p), ord(p[-1]) - 50] for p in prompts], dtype=np.float32)
 scores = ([1, 0], [3, 2, 1], [2, 2, 1], [4, 3, 2, 1])
 rows = []
 for i in range(16):
@@ -30,7 +33,7 @@ trainer = RewardTrainer(
     model=tiny_model("qwen3", seed=1),
     args=RewardConfig(
         output_dir=output, per_device_train_batch_size=batch, per_device_eval_batch_size=3, learning_rate=0.1, optim="sgd", logging_steps=1,
-        num_train_epochs=2, report_to="none", save_strategy="no", use_cpu=True, disable_tqdm=True, eval_strategy="epoch", token_budget=budget,
+        num_train_epochs=2, report_to="none", save_strategy="no", use_cpu=True, disable_tqdm=True, eval_strategy="epoch", token_budget=budget, loss=loss,
         **({"fsdp": "full_shard", "fsdp_config": {"version": 2, "transformer_layer_cls_to_wrap": ["Qwen3DecoderLayer"]}} if sharded else {}),
     ),
     train_dataset=groups, eval_dataset=groups[:7], processing_class=chatml_tokenizer(),
@@ -47,10 +50,21 @@ trainer.accelerator.end_training()
 """
 
 
+LOSSES = {
+    "pairs": {"type": "bradley_terry"},
+    "across": {
+        "terms": [{"type": "bradley_terry"}, {"type": "plackett_luce", "weight": 0.5}],
+        "zero_sum": 0.1,
+        "cross_prompt": {"weight": 0.5, "own_floor": 0.2},
+    },
+}
+
+
 @pytest.mark.slow
+@pytest.mark.parametrize("loss", ["pairs", "across"])
 @pytest.mark.parametrize("wrapping", ["ddp", "fsdp"])
-def test_two_ranks_equal_one(wrapping: str, tmp_path: Path) -> None:
-    """Two ranks cut their batches into parts, not as many on each; one rank computes each batch at once."""
+def test_two_ranks_equal_one(wrapping: str, loss: str, tmp_path: Path) -> None:
+    """Two ranks cut their batches into parts, not as many on each; one rank computes each batch at once. Terms across the step see both ranks."""
     script = tmp_path / "run.py"
     script.write_text(SCRIPT)
     environment = {**os.environ, "PYTHONPATH": str(Path(__file__).resolve().parents[2]), "OMP_NUM_THREADS": "1"}
@@ -66,6 +80,7 @@ def test_two_ranks_equal_one(wrapping: str, tmp_path: Path) -> None:
             str(batch),
             str(budget),
             wrapping if ranks > 1 else "one",
+            json.dumps(LOSSES[loss]),
         ]
         done = subprocess.run(command, capture_output=True, text=True, env=environment)
         assert done.returncode == 0, done.stderr[-3000:]
@@ -85,6 +100,9 @@ def test_two_ranks_equal_one(wrapping: str, tmp_path: Path) -> None:
             "eval_accuracy",
             "eval_margin",
             "eval_comparisons",
+            "zero_sum",
+            "cross_prompt",
+            "plackett_luce",
         ):
             if name in a:
                 assert a[name] == pytest.approx(b[name], abs=1e-5), name

@@ -11,8 +11,10 @@ import pytest
 import torch
 from tests.conftest import TOKENIZERS, tiny_model
 
+from palate.data.collation import MODEL_KEYS
 from palate.data.loading import load_groups
 from palate.errors import ConfigError, DataError, ModelError
+from palate.losses.tokenwise import divergence_span
 from palate.models.checkpoints import read_contract
 from palate.scoring.local import load_scorer
 from palate.training.config import RewardConfig
@@ -326,3 +328,46 @@ def test_left_padding_is_refused_by_token_losses(tmp_path: Path) -> None:
     turned = {**batch, "attention_mask": batch["attention_mask"].flip(1), "input_ids": batch["input_ids"].flip(1)}
     with pytest.raises(DataError, match="padded on the left"):
         trainer.compute_loss(trainer.model, turned)
+
+
+def test_padding_included_is_deepspeed_chat(tmp_path: Path) -> None:
+    """The trainer's loss on a padded batch, against DeepSpeed-Chat's own procedure on the values of every token, padding too."""
+    trainer = make(tmp_path, "token_divergence", loss={"type": "token_divergence", "padding": "include"}, train=False)
+    assert trainer.engine.packing == "padded"
+    (part,) = next(iter(trainer.get_train_dataloader()))["parts"]
+    with torch.no_grad():
+        loss = trainer.compute_loss(trainer.model, part)
+        length = part["input_ids"].shape[1]
+        rows, columns = torch.meshgrid(torch.arange(len(part["input_ids"])), torch.arange(length), indexing="ij")
+        everything = {"input_ids": part["input_ids"], "attention_mask": part["attention_mask"], "read_row": rows.flatten(), "read_position": columns.flatten()}
+        values = trainer.model(**everything).logits[:, 0].view(-1, length)
+    ids = part["input_ids"].tolist()
+    expected = []
+    for a, b in zip(part["chosen"].tolist(), part["rejected"].tolist(), strict=True):
+        span = divergence_span(ids[a], ids[b], int(trainer.processing_class.pad_token_id))
+        compared = slice(span.start, span.stop)
+        expected.append(torch.nn.functional.softplus(values[b, compared] - values[a, compared]).mean())
+    assert loss.item() == pytest.approx(torch.stack(expected).mean().item(), rel=1e-6)
+
+
+def test_dpo_starts_at_log_2(tmp_path: Path) -> None:
+    """Before the first step the model is its own reference, so the text term is log 2."""
+    trainer = make(tmp_path, "text, dpo", max_steps=1)
+    assert trainer.state.log_history[0]["text"] == pytest.approx(math.log(2), rel=1e-5)
+
+
+def test_text_log_probabilities_are_those_of_the_language_model(tmp_path: Path) -> None:
+    """Sum over the response's tokens, in packed rows, against logits of the whole sequence through the embedding."""
+    trainer = make(tmp_path, "text, sft", train=False)
+    (part,) = next(iter(trainer.get_train_dataloader()))["parts"]
+    outputs = trainer.model(**{key: value for key, value in part.items() if key in MODEL_KEYS})
+    text = trainer.objective.read(outputs.logits, part, outputs.text).text
+    rows = {row["group"]: row for row in trainer.train_dataset}
+    groups = part["response_group"].tolist()
+    for n, group in enumerate(groups):
+        k = groups[:n].count(group)
+        ids, start = torch.tensor(rows[group]["token_ids"][k]), rows[group]["start"][k]
+        hidden = trainer.model.model(ids[None]).last_hidden_state[0]
+        logp = torch.log_softmax(hidden @ trainer.model.model.embed_tokens.weight.T, 1)
+        expected = logp[start - 1 : -1].gather(1, ids[start:, None]).sum()
+        torch.testing.assert_close(text[n], expected, rtol=1e-5, atol=1e-4)

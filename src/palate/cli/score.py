@@ -47,7 +47,10 @@ def main(arguments: Sequence[str]) -> int:
 
 
 def scored_rows(scorer: Any, data: str, split: str, columns: Mapping[str, str] | None, on_long: str) -> Iterator[dict[str, Any]]:
-    """Every input row with `reward` (a number, or one a response) and, where it has none, `reward_error`."""
+    """Every input row with `reward` (a number, or one a response) and, where it has none, `reward_error`.
+
+    A model with several outputs adds `reward_outputs`, by name; one of step rewards `reward_outputs.steps`.
+    """
     from palate.data.formats import detect_layout, parse_row
     from palate.data.loading import read_rows, rename_columns
     from palate.errors import RowError
@@ -65,17 +68,19 @@ def scored_rows(scorer: Any, data: str, split: str, columns: Mapping[str, str] |
             except RowError as error:
                 groups.append(f"{location}: {error}")
         exchanges = [exchange for group in groups if not isinstance(group, str) for exchange in group.exchanges()]
-        rewards = iter(scorer.score(exchanges, progress=True, on_long=on_long).tolist())
+        scored, found = scorer.score_detailed(exchanges, progress=True, on_long=on_long)
+        rewards, details = iter(scored.tolist()), iter(found)
         for (_, row), group in zip(chunk, groups, strict=True):
             if isinstance(group, str):
                 yield {**row, "reward": None, "reward_error": group}
                 continue
-            values = [next(rewards) for _ in group.responses]
+            values, outputs = [next(rewards) for _ in group.responses], [next(details) for _ in group.responses]
             known = [None if value != value else value for value in values]
             blank = not text_of(group.prompt) and "" in map(text_of, group.responses)
             why = "empty: no token to read a reward from" if blank else f"longer than {scorer.encoder.max_length} tokens"
             reason = {"reward_error": why} if None in known else {}
-            yield {**row, "reward": known[0] if len(known) == 1 else known, **reason}
+            named = {"reward_outputs": outputs[0] if len(outputs) == 1 else outputs} if any(outputs) else {}
+            yield {**row, "reward": known[0] if len(known) == 1 else known, **named, **reason}
 
 
 def write_rows(output: Path, rows: Iterable[dict[str, Any]]) -> tuple[int, int]:

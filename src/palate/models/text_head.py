@@ -52,7 +52,10 @@ def attach_text_head(model: PreTrainedModel, name_or_path: str) -> None:
     if getattr(config, "tie_word_embeddings", False):
         model.text_head = TextHead(None, model.get_input_embeddings())  # type: ignore[arg-type]
         return
-    loaded: Any = AutoModelForCausalLM.from_pretrained(name_or_path, dtype=model.dtype, output_loading_info=True)
+    try:
+        loaded: Any = AutoModelForCausalLM.from_pretrained(name_or_path, dtype=model.dtype, output_loading_info=True)
+    except (OSError, ValueError) as error:
+        raise ModelError(f"loss.text: the language-model head of {name_or_path or 'a model without a name'} cannot be loaded: {error}") from error
     language_model, info = loaded
     if any("lm_head" in str(key) or "embed_out" in str(key) for key in info["missing_keys"]):
         raise ModelError(f"{name_or_path}: has no language-model head, which loss.text needs; start from a base or instruct model")

@@ -30,16 +30,32 @@ def examine(directory: str | Path) -> Iterator[Check]:
         yield Check("config.json", False, f"{directory} has no config.json; give the folder of a full checkpoint")
         return
     config = json.loads(config_path.read_text(encoding="utf-8"))
-    yield from _config_checks(config)
+    yield from _config_checks(config, _outputs(directory))
     yield from _tokenizer_checks(directory, config)
     yield from _contract_checks(directory)
 
 
-def _config_checks(config: dict) -> Iterator[Check]:
+def _outputs(directory: Path) -> tuple[str, ...]:
+    """The outputs that the contract names; one reward where there is no contract (which has a check of its own)."""
+    try:
+        return read_contract(directory).readout.outputs
+    except PalateError:
+        return ("reward",)
+
+
+def _config_checks(config: dict, outputs: tuple[str, ...]) -> Iterator[Check]:
     architecture = (config.get("architectures") or ["none"])[0]
     yield Check("architecture", architecture.endswith("ForSequenceClassification"), f"{architecture}; consumers look for *ForSequenceClassification")
     labels = config.get("id2label") or {}
-    yield Check("one label", len(labels) == 1, f"id2label has {len(labels)} entries; without exactly one, AutoModel builds a head of 2 and vLLM a softmax")
+    names = [str(labels[i]) for i in sorted(labels, key=int)]
+    if len(outputs) == 1:
+        yield Check("one label", len(names) == 1, f"id2label has {len(names)} entries; without exactly one, AutoModel builds a head of 2 and vLLM a softmax")
+    else:
+        yield Check(
+            "labels",
+            names == list(outputs),
+            f"id2label names {', '.join(names)}, the contract {', '.join(outputs)}; other tools give all of them, `palate score` one reward from them",
+        )
     yield Check(
         "raw scores",
         config.get("problem_type") == "regression",

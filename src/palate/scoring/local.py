@@ -74,10 +74,20 @@ class LocalScorer:
         A conversation is a list of messages, whole text, a (prompt, response) pair or an Exchange. Raises DataError for one that is too long
         (see `on_long`). A model of step rewards gives one for all steps of a response, gathered as its contract says.
         """
+        return self.score_detailed(conversations, progress=progress, on_long=on_long)[0]
+
+    def score_detailed(
+        self, conversations: Sequence[Exchange | Conversation], *, progress: bool = False, on_long: str | None = None
+    ) -> tuple[np.ndarray, list[dict[str, Any]]]:
+        """(rewards as `score` gives them, what each was read from): outputs by name, or `steps`, P(good) of each step; empty for a plain reward."""
+        names = self.readout.outputs
         if self.readout.aggregate is not None:
-            found = self.score_steps(conversations, progress=progress, on_long=on_long)
-            return np.array([aggregate_steps(steps, self.readout.aggregate) for steps in found], dtype=np.float32)
-        return self.outputs(conversations, progress=progress, on_long=on_long) @ np.array(self.readout.weights, dtype=np.float32)
+            steps = self.score_steps(conversations, progress=progress, on_long=on_long)
+            rewards = np.array([aggregate_steps(one, self.readout.aggregate) for one in steps], dtype=np.float32)
+            return rewards, [{"steps": one.tolist()} for one in steps]
+        outputs = self.outputs(conversations, progress=progress, on_long=on_long)
+        rewards = outputs @ np.array(self.readout.weights, dtype=np.float32)
+        return rewards, [dict(zip(names, row, strict=True)) for row in outputs.tolist()] if len(names) > 1 else [{}] * len(rewards)
 
     def outputs(self, conversations: Sequence[Exchange | Conversation], *, progress: bool = False, on_long: str | None = None) -> np.ndarray:
         """All outputs of the head for N conversations, float32 [N, D]; `self.readout.outputs` names them."""

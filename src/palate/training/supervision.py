@@ -120,7 +120,7 @@ def _outputs(settings: LossSettings) -> tuple[tuple[str, ...], tuple[float, ...]
         names = tuple(f"{a}@{q:g}" for a in rated.attributes for q in rated.quantiles)
         weights = tuple(share / len(rated.quantiles) for share in shares for _ in rated.quantiles)
     elif isinstance(rated, GaussianTerm):
-        names = (*rated.attributes, *(f"{a}:variance" for a in rated.attributes))
+        names = (*rated.attributes, *(f"{a}:raw_variance" for a in rated.attributes))
         weights = (*shares, *(0.0 for _ in shares))
     else:
         names, weights = tuple(rated.attributes), shares
