@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import pytest
 
 from palate.data.formats import LAYOUTS, detect_layout, parse_row
 from palate.errors import DataError, RowError
-from palate.types import Comparison, TokenIds
+from palate.types import Comparison, Step, TokenIds
 
 
 def user(text: str) -> dict[str, str]:
@@ -322,6 +323,86 @@ def test_margins_are_per_row() -> None:
     assert margins == [2.0, 0.0, 0.0, 1.0]
 
 
+PAIRS_IN_WORDS: dict[str, tuple[dict[str, Any], tuple[int, int]]] = {
+    "sides": ({"prompt": "p", "chosen": "a", "rejected": "b"}, (0, 1)),
+    "a label": ({"prompt": "p", "response_1": "a", "response_2": "b", "label": 2}, (1, 0)),
+    "ids": ({"chosen_ids": [1, 2], "rejected_ids": [1, 3]}, (0, 1)),
+    "messages": ({"messages": [user("p"), assistant("a")], "rejected_response": "b"}, (0, 1)),
+    "alpaca": ({"instruction": "p", "input": "", "chosen": "a", "rejected": "b"}, (0, 1)),
+    "sharegpt": ({"conversations": [user("p")], "chosen": "a", "rejected": "b"}, (0, 1)),
+}
+
+
+@pytest.mark.parametrize("name", PAIRS_IN_WORDS)
+@pytest.mark.parametrize(
+    ("strength", "expected"),
+    [
+        (2, 2.0),
+        ("1.5", 1.5),
+        (0, 0.0),
+        (None, 0.0),
+        ("Significantly better", 3.0),
+        (" better ", 2.0),
+        ("slightly better", 1.0),
+        ("negligibly better", 0.0),
+        ("unsure", 0.0),
+        ("negligibly better/unsure", 0.0),
+    ],
+)
+def test_strengths_as_numbers_and_in_llama_2_s_words(name: str, strength: Any, expected: float) -> None:
+    """They strengthen the side that won, whichever it is, and do not travel on as metadata."""
+    row, (chosen, rejected) = PAIRS_IN_WORDS[name]
+    group = parse_row({**row, "strength": strength, "margin": 0.5})
+    assert group.comparisons == (Comparison(chosen, rejected, margin=0.5, strength=expected),)
+    assert "strength" not in group.metadata
+    assert parse_row(row).comparisons[0].strength == 0.0
+
+
+def test_signed_labels_give_strengths_and_ties_have_none() -> None:
+    rows = [{"prompt": "p", "response_1": "a", "response_2": "b", "preference_strength": value, "margin": 1} for value in (-3, 0, 1)]
+    assert [parse_row(row).comparisons[0] for row in rows] == [
+        Comparison(0, 1, margin=1.0, strength=3.0),
+        Comparison(1, 0, probability=0.5),
+        Comparison(1, 0, margin=1.0, strength=1.0),
+    ]
+
+
+def test_a_null_rank_takes_no_part() -> None:
+    """Best k of a list: the others are compared with nobody, and those that are compared keep their places."""
+    group = parse_row({"prompt": "p", "responses": ["a", "b", "c", "d"], "ranks": [2, None, 1, 2]})
+    assert group.comparisons == (Comparison(2, 0), Comparison(0, 3, probability=0.5), Comparison(2, 3))
+    assert group.ranks == pytest.approx((2.0, math.nan, 1.0, 2.0), nan_ok=True)
+    nobody = parse_row({"prompt": "p", "responses": ["a", "b"], "ranks": [None, 1]})
+    assert nobody.comparisons == () and math.isnan(nobody.ranks[0])
+
+
+def test_rankings_come_from_ranks_scores_and_ranked_items() -> None:
+    """Ranks as given, scores with the sign turned; explicit comparisons give none of their own."""
+    responses = {"prompt": "p", "responses": ["a", "b", "c"]}
+    assert parse_row({**responses, "ranks": [2, 1, 2]}).ranks == (2.0, 1.0, 2.0)
+    assert parse_row({**responses, "scores": [1, 3, 2]}).ranks == (-1.0, -3.0, -2.0)
+    assert parse_row({**responses, "scores": [1, 3, 2], "ranks": [1, 2, 3]}).ranks == (1.0, 2.0, 3.0)
+    assert parse_row({**responses, "comparisons": [[0, 1, 1]], "scores": [1, 3, 2]}).ranks == ()
+    items = {"prompt": "p", "answers": [{"answer": "a", "rank": 2.0}, {"answer": "b", "rank": 1.0}, {"answer": "c", "rank": 2.0}]}
+    assert parse_row(items).ranks == (2.0, 1.0, 2.0)
+
+
+@pytest.mark.parametrize(
+    ("labels", "expected"),
+    [
+        ([True, False, True], [1, 0, 1]),
+        ([1, 0, -1], [1, 0, -1]),
+        ([1.0, "0", "-1"], [1, 0, -1]),
+        ([None, 1, None], [None, 1, None]),
+        ([None, None, None], [None, None, None]),
+    ],
+)
+def test_step_labels(labels: list[Any], expected: list[int | None]) -> None:
+    group = parse_row({"prompt": "p", "completions": ["one", "two", "three"], "labels": labels})
+    assert group.steps == tuple(Step(text, label) for text, label in zip(("one", "two", "three"), expected, strict=True))
+    assert group.responses == ("one\ntwo\nthree",)
+
+
 @pytest.mark.parametrize(
     ("row", "kind", "words"),
     [
@@ -347,6 +428,22 @@ def test_margins_are_per_row() -> None:
         ({"prompt": "p", "responses": ["a", "b"], "comparisons": [[0, 1]]}, "malformed", "ranking"),
         ({"instruction": "i", "input": "", "history": [["a"]], "chosen": "a", "rejected": "b"}, "malformed", "alpaca"),
         ({"input_ids_chosen": [1, 2], "attention_mask_chosen": [1], "input_ids_rejected": [3]}, "ragged", "2 ids but its attention mask has 1"),
+        ({"prompt": "p", "chosen": "a", "rejected": "b", "strength": "much better"}, "strength", "'much better'"),
+        (
+            {"prompt": "p", "chosen": "a", "rejected": "b", "strength": -1},
+            "strength",
+            "expected 0 to 3, or one of significantly better, better, slightly better",
+        ),
+        ({"prompt": "p", "chosen": "a", "rejected": "b", "strength": 4}, "strength", "`strength` is 4.0"),
+        ({"prompt": "p", "chosen": "a", "rejected": "b", "strength": float("nan")}, "strength", "expected a finite number"),
+        ({"prompt": "p", "responses": ["a", "b"], "ranks": [1, "first"]}, "ragged", "column `ranks` holds 'first'"),
+        ({"prompt": "p", "responses": ["a", "b"], "ranks": [1]}, "ragged", "`ranks` has 1 entries for 2 responses"),
+        ({"prompt": "p", "responses": ["a", "b"], "ratings": [{"help": None}, {"help": None}]}, "ragged", "`ratings`"),
+        ({"prompt": "p", "completions": ["a", "b"], "labels": [True]}, "ragged", "`labels` has 1 entries for 2"),
+        ({"prompt": "p", "completions": ["a", "b"], "labels": [1, 2]}, "label", "holds 2, expected true or false, or 1, 0, -1"),
+        ({"prompt": "p", "completions": ["a", "b"], "labels": [1, 0.5]}, "label", "holds 0.5, expected true or false, or 1, 0, -1"),
+        ({"prompt": "p", "completions": ["a", "b"], "labels": [1, "+"]}, "label", "holds '+'"),
+        ({"prompt": "p", "completions": ["a", 3], "labels": [1, 1]}, "not text", "column `completions` holds int 3"),
     ],
 )
 def test_bad_rows_say_what_is_wrong(row: dict[str, Any], kind: str, words: str) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from palate.training.settings import OWNED_ELSEWHERE, HeldOut, RunSettings, SourceSettings, read_settings
@@ -41,7 +41,9 @@ def main(arguments: Sequence[str]) -> int:
 
     run = train(settings, resume=resume, say=console.print)
     console.print(f"\nSaved to [bold]{run.directory}[/bold]")
-    if run.data.evaluation and run.trainer.is_world_process_zero():
+    if run.data.evaluation and not any(group.comparisons for group in run.data.evaluation):
+        show_metrics(run.trainer.evaluate())  # ratings, outcomes, steps: no two responses to compare
+    elif run.data.evaluation and run.trainer.is_world_process_zero():
         from palate.cli.eval import evaluate_checkpoint
 
         evaluate_checkpoint(
@@ -55,6 +57,16 @@ def main(arguments: Sequence[str]) -> int:
         )
     console.print(f"Next: palate score --model {run.directory} --data rows.jsonl --output scored.jsonl")
     return 0
+
+
+def show_metrics(metrics: Mapping[str, float]) -> None:
+    """The trainer's own figures on the evaluation data, where there is nothing for `palate eval` to compare."""
+    from palate.cli.console import console
+
+    console.print("\nEvaluation data: no comparisons, so the figures are those of the loss")
+    for name, value in metrics.items():
+        if name.startswith("eval_") and not name.endswith(("runtime", "per_second")) and "rm/" not in name:
+            console.print(f"  {name.removeprefix('eval_')}: {value:.4g}")
 
 
 def _take_switch(arguments: list[str], name: str) -> bool:

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from palate.losses import cross_prompt, regularizers
-from palate.losses.terms import Batch, Items, Outputs, PairwiseTerm, Parameters, Term, sides
+from palate.losses.terms import Batch, Items, Outputs, PairwiseTerm, Parameters, Term, own_metrics, sides
 
 
 class ObjectiveOutput(NamedTuple):
@@ -109,7 +109,9 @@ class Objective:
         weights = torch.stack([one.weights.sum() for one in items.values()])
         with torch.no_grad():
             metrics = {name: Items(one.values.detach(), one.weights, one.groups) for name, one in items.items()}
-            metrics |= quality_metrics(outputs, batch)
+            metrics |= comparison_metrics(outputs, batch)
+            for term in self.terms:
+                metrics |= own_metrics(term, outputs, batch)
         return ObjectiveOutput(totals, weights, metrics)
 
     def loss(self, totals: Tensor, weights: Tensor) -> Tensor:
@@ -119,19 +121,14 @@ class Objective:
         return (means * means.new_tensor(self.coefficients)).sum()
 
 
-def quality_metrics(outputs: Outputs, batch: Batch) -> dict[str, Items]:
-    """Accuracy (a tie of rewards is wrong), margin and mean rewards over decided comparisons, and accuracy of step labels. All unreduced.
+def comparison_metrics(outputs: Outputs, batch: Batch) -> dict[str, Items]:
+    """Accuracy (a tie of rewards is wrong), margin and mean rewards over decided comparisons, unreduced; none where there are no comparisons.
 
     Every comparison counts once, as in evaluation; only the loss is weighted.
     """
-    metrics = {}
-    if len(batch["chosen"]):
-        chosen, rejected = (side.detach() for side in sides(outputs.scores, batch))
-        decided, groups = (batch["probability"] != 0.5).to(chosen.dtype), batch["group"]
-        columns = {"accuracy": (chosen > rejected).to(chosen.dtype), "margin": chosen - rejected, "chosen_rewards": chosen, "rejected_rewards": rejected}
-        metrics = {name: Items(values, decided, groups) for name, values in columns.items()}
-    if "read_label" in batch:
-        labels = batch["read_label"]
-        right = (outputs.tokens.detach().argmax(1) == labels).to(outputs.tokens.dtype)
-        metrics["step_accuracy"] = Items(right, (labels >= 0).to(right.dtype), batch["response_group"][batch["read_row"]])
-    return metrics
+    if not len(batch["chosen"]):
+        return {}
+    chosen, rejected = (side.detach() for side in sides(outputs.scores, batch))
+    decided = (batch["probability"] != 0.5).to(chosen.dtype)
+    columns = {"accuracy": (chosen > rejected).to(chosen.dtype), "margin": chosen - rejected, "chosen_rewards": chosen, "rejected_rewards": rejected}
+    return {name: Items(values, decided, batch["group"]) for name, values in columns.items()}

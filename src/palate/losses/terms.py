@@ -53,6 +53,19 @@ class Term(Protocol):
     def items(self, outputs: Outputs, batch: Batch, parameters: Parameters) -> Items: ...
 
 
+def own_metrics(term: Term, outputs: Outputs, batch: Batch) -> dict[str, Items]:
+    """What a term shows beside its loss, unreduced: how often an outcome or a step was told right."""
+    if isinstance(term, PointwiseTerm) and term.name == "outcome":
+        target = batch["rating"][:, term.columns[0]]
+        right = ((outputs.scores > 0) == (target > 0.5)).to(outputs.scores.dtype)
+        return {"outcome_accuracy": Items(right, pointwise.present(target), batch["response_group"])}
+    if isinstance(term, StepTerm):
+        labels = batch["read_label"]
+        right = (outputs.tokens.argmax(1) == labels).to(outputs.tokens.dtype)
+        return {"step_accuracy": Items(right, term.weights(batch), batch["response_group"][batch["read_row"]])}
+    return {}
+
+
 def sides(rewards: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:
     return rewards[batch["chosen"]], rewards[batch["rejected"]]
 

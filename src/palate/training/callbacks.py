@@ -17,7 +17,7 @@ class TrainingBar(ProgressCallback):
 
     def on_log(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, logs: dict[str, Any] | None = None, **kwargs: Any) -> None:
         if state.is_world_process_zero and self.training_bar is not None and logs and "loss" in logs:
-            shown = {name: f"{logs[name]:.3f}" for name in ("accuracy", "step_accuracy") if name in logs}
+            shown = {name: f"{logs[name]:.3f}" for name in ("accuracy", "outcome_accuracy", "step_accuracy") if name in logs}
             self.training_bar.set_postfix(loss=f"{logs['loss']:.4f}", **shown)
 
 
