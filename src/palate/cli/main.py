@@ -14,6 +14,7 @@ COMMANDS = {
     "score": "add rewards to rows:  palate score --model out --data rows.jsonl --output scored.jsonl",
     "data": "look over preference data:  palate data check FILE",
     "bench": "speed and memory on this machine, against padding and TRL:  palate bench --data FILE",
+    "merge": "an adapter and its base as one checkpoint:  palate merge ADAPTER OUTPUT",
     "doctor": "check a saved reward model:  palate doctor DIR",
 }
 

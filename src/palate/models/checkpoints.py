@@ -29,6 +29,9 @@ CONTRACT_VERSION = 1
 GOLDEN_TOLERANCE = 1e-4
 """Largest difference of a replayed golden score in float32: other CPUs and batch shapes reorder sums, which moves rewards by about 1e-6."""
 
+ROUNDED_TOLERANCE = {"bfloat16": 0.1, "float16": 0.02}
+"""The same for 16-bit backbones: a few steps of their 8 or 11 significant bits."""
+
 RECORDED_PACKAGES = ("palate", "torch", "transformers", "tokenizers", "peft")
 
 
@@ -81,6 +84,11 @@ class RewardContract:
     def save(self, directory: str | Path) -> None:
         path = Path(directory) / CONTRACT_NAME
         write_text(path, json.dumps(asdict(self), indent=1, ensure_ascii=False) + "\n")
+
+
+def score_tolerance(dtype: Any) -> float:
+    """Relative tolerance of a replayed golden score for a backbone of this dtype (a torch dtype or its name)."""
+    return ROUNDED_TOLERANCE.get(str(dtype).removeprefix("torch."), GOLDEN_TOLERANCE)
 
 
 def find_contract(name_or_path: str | Path, revision: str | None = None) -> Path | None:

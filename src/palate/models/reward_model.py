@@ -229,7 +229,10 @@ def load_adapter(directory: str, **options: Any) -> PreTrainedModel:
         raise ModelError(f"{directory} holds an adapter, which needs the peft package: pip install 'palate[peft]'") from error
     base = load_pretrained(str(PeftConfig.from_pretrained(directory).base_model_name_or_path), **options)
     fit_tokenizer(base, load_tokenizer(directory))
-    merged = PeftModel.from_pretrained(base, directory).merge_and_unload()
+    try:
+        merged = PeftModel.from_pretrained(base, directory).merge_and_unload()
+    except (KeyError, ValueError, RuntimeError) as error:
+        raise ModelError(f"{directory}: the adapter does not hold what its config says it saved ({error}); a lost head cannot be made up for") from error
     return as_reward_model(merged, options.get("outputs", ONE_REWARD))
 
 

@@ -11,6 +11,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
+from safetensors import safe_open
+
 from palate.errors import PalateError
 from palate.models.checkpoints import CONTRACT_NAME, package_versions, read_contract
 from palate.scoring.local import contract_problems, load_scorer
@@ -26,6 +28,10 @@ def examine(directory: str | Path) -> Iterator[Check]:
     """All checks of a checkpoint directory; those on files come first and need no weights."""
     directory = Path(directory)
     config_path = directory / "config.json"
+    if (directory / "adapter_config.json").is_file():
+        yield from _adapter_checks(directory)
+        yield from _contract_checks(directory)
+        return
     if not config_path.is_file():
         yield Check("config.json", False, f"{directory} has no config.json; give the folder of a full checkpoint")
         return
@@ -65,6 +71,17 @@ def _config_checks(config: dict, outputs: tuple[str, ...]) -> Iterator[Check]:
     yield Check(
         "sentence-transformers activation", activation == "torch.nn.modules.linear.Identity", f"activation_fn is {activation}; Identity keeps CrossEncoder raw"
     )
+
+
+def _adapter_checks(directory: Path) -> Iterator[Check]:
+    """An adapter: its head must be among what it saved, or every load starts from a random one."""
+    config = json.loads((directory / "adapter_config.json").read_text(encoding="utf-8"))
+    yield Check("adapter", True, f"{config.get('peft_type')} on {config.get('base_model_name_or_path')}; `palate merge` makes it a full checkpoint")
+    weights = directory / "adapter_model.safetensors"
+    names = list(safe_open(str(weights), "pt").keys()) if weights.is_file() else []
+    heads = [name for name in names if name.rsplit(".", 2)[-2] in ("score", "classifier", "out_proj")]
+    yield Check("head", bool(heads), f"{len(names)} tensors, head: {', '.join(heads) or 'none'}; without it the reward is read by random weights")
+    yield Check("tokenizer", (directory / "tokenizer.json").is_file(), "tokenizer.json of the trained model, with its chat template")
 
 
 def _tokenizer_checks(directory: Path, config: dict) -> Iterator[Check]:

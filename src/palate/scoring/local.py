@@ -19,7 +19,7 @@ from palate.data.collation import PreferenceCollator
 from palate.data.packing import TOKEN_BUDGET, Planted, batches_by_length, default_budget, fill, packed_row, plant
 from palate.data.tokenization import DEFAULT_SEPARATOR, Encoder, as_exchange, prepare_tokenizer, response_text, shared_prefix
 from palate.errors import ContractError, DataError, RowError
-from palate.models.checkpoints import GOLDEN_TOLERANCE, RewardContract, find_contract, read_contract
+from palate.models.checkpoints import RewardContract, find_contract, read_contract, score_tolerance
 from palate.models.engine import CHECKED_SEQUENCES, Engine, checked, choose_packing, packing_error
 from palate.models.heads import read_rewards
 from palate.models.reward_model import ONE_REWARD, check_local, fit_tokenizer, is_decoder, load_pretrained, load_tokenizer, position_limit
@@ -282,7 +282,7 @@ def contract_problems(scorer: LocalScorer) -> list[str]:
             problems.append(f"golden example {i}: token ids differ from position {at} on ({len(ids)} ids, recorded {len(golden.ids)})")
     if contract.golden and not problems:
         scores = scorer.score_ids([g.ids for g in contract.golden])
-        tolerance = score_tolerance(scorer.model)
+        tolerance = score_tolerance(scorer.model.dtype)
         for i, (golden, score) in enumerate(zip(contract.golden, scores, strict=True)):
             if not abs(score - golden.score) <= tolerance * max(1.0, abs(golden.score)):
                 problems.append(f"golden example {i}: scores {score:.6f}, recorded {golden.score:.6f} (tolerance {tolerance:g})")
@@ -294,11 +294,6 @@ def aggregate_steps(steps: np.ndarray, how: str) -> float:
     if not len(steps):
         return float("nan")
     return float({"min": steps.min(), "product": steps.prod(), "mean": steps.mean(), "last": steps[-1]}[how])
-
-
-def score_tolerance(model: PreTrainedModel) -> float:
-    """Relative tolerance for replayed rewards: rounding of float32 sums, or a few steps of a 16-bit backbone (8 or 11 significant bits)."""
-    return {torch.bfloat16: 0.1, torch.float16: 0.02}.get(model.dtype, GOLDEN_TOLERANCE)
 
 
 def exchange_from_json(value: dict[str, Any]) -> Exchange:

@@ -1,18 +1,24 @@
-"""What a finished training writes beside its weights: the contract with golden examples."""
+"""What a finished training writes beside its weights: the contract with golden examples; and the check that what was saved scores the same."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
+import psutil
+import torch
 from transformers import PreTrainedModel
 
 from palate.data.collation import PreferenceCollator
 from palate.data.tokenization import Encoder
-from palate.models.checkpoints import Golden, RewardContract, RewardStatistics, package_versions
+from palate.errors import ContractError, ModelError, StorageError
+from palate.models.checkpoints import Golden, RewardContract, RewardStatistics, package_versions, read_contract, score_tolerance, whole_directory
 from palate.models.heads import read_rewards
-from palate.models.reward_model import as_evaluated, pooling_of
+from palate.models.reward_model import as_evaluated, load_pretrained, load_tokenizer, pooling_of
 from palate.types import Exchange, Readout, TokenIds
+
+SAFE_SHARE = 0.8  # of the free memory that loading a saved model again may take
 
 NUM_GOLDEN = 3  # examples recorded; enough to catch a changed template, tokenizer or head, little enough to replay at every load
 
@@ -70,3 +76,46 @@ def golden_examples(model: PreTrainedModel, encoder: Encoder, exchanges: Sequenc
         )
         for (e, i), score in zip(kept, scores, strict=True)
     ]
+
+
+def check_saved(directory: str | Path) -> str | None:
+    """Load a model that was just saved and score its golden examples again. Raises ContractError where a score differs.
+
+    Returns why this was not done, in words: no golden examples, or no memory for a second model.
+    """
+    contract = read_contract(directory)
+    if not contract.golden:
+        return "it has no golden examples"
+    weights = Path(directory).rglob("*.safetensors")
+    needed, free = sum(path.stat().st_size for path in weights), psutil.virtual_memory().available
+    if needed > SAFE_SHARE * free:
+        return f"it takes {needed / 2**30:.1f} GiB, and {free / 2**30:.1f} are free"
+    dtype = getattr(torch, contract.weights_dtype)
+    model = load_pretrained(str(directory), outputs=contract.readout.outputs, dtype=dtype)
+    batch = PreferenceCollator(contract.pad_id).pad([golden.ids for golden in contract.golden])
+    with as_evaluated(model):
+        scores = read_rewards(model(**batch).logits, contract.readout).tolist()
+    for golden, score in zip(contract.golden, scores, strict=True):
+        if not abs(score - golden.score) <= score_tolerance(dtype) * max(1.0, abs(golden.score)):
+            raise ContractError(
+                f"{directory}: the saved model scores {score:.6f} where the trained one scored {golden.score:.6f}; what was trained is not all saved"
+            )
+    return None
+
+
+def merge_saved(adapter: str | Path, output: str | Path) -> None:
+    """An adapter folder merged into its base and saved as a full checkpoint with the same contract, checked by its golden examples.
+
+    Raises ModelError for a folder without an adapter, ContractError where the merged model scores differently, StorageError where `output` is occupied.
+    """
+    if not (Path(adapter) / "adapter_config.json").is_file():
+        raise ModelError(f"{adapter}: has no adapter_config.json; give the folder of an adapter")
+    if Path(output).exists() and any(Path(output).iterdir()):
+        raise StorageError(f"{output}: is not empty; give a new folder")
+    contract = read_contract(adapter)
+    model = load_pretrained(str(adapter), outputs=contract.readout.outputs, dtype=getattr(torch, contract.weights_dtype))
+    with whole_directory(output) as part:
+        model.save_pretrained(part)
+        load_tokenizer(str(adapter)).save_pretrained(part)
+        contract.save(part)
+        check_saved(part)

@@ -12,6 +12,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+import torch
 import yaml
 from datasets import IterableDataset
 from transformers import ProgressCallback
@@ -23,8 +24,10 @@ from palate.data.preparation import encoded_features
 from palate.data.tokenization import Encoder, EncodeReport
 from palate.errors import ConfigError, DataError, Interrupted, PalateError, StorageError
 from palate.models.checkpoints import package_versions, whole_directory, write_text
+from palate.training.adapters import adapter_config, quantization_config
 from palate.training.callbacks import StopOnInterrupt, TrainingBar
 from palate.training.config import RewardConfig
+from palate.training.contract import check_saved
 from palate.training.settings import HeldOut, RunSettings, SourceSettings
 from palate.training.trainer import RewardTrainer, keep_batches_whole
 from palate.types import PreferenceGroup, Supervision
@@ -111,6 +114,8 @@ def build_trainer(settings: RunSettings, data: RunData, callbacks: list[Any] | N
     trainer = RewardTrainer(
         model=model.name_or_path,
         args=args,
+        peft_config=adapter_config(model.adapter) if model.adapter is not None else None,
+        quantization_config=quantization_config(model.quantization, getattr(torch, model.dtype)) if model.quantization else None,
         train_dataset=data.train,
         eval_dataset=data.evaluation,
         callbacks=callbacks,
@@ -189,19 +194,22 @@ def train(settings: RunSettings, *, resume: bool = False, say: Say = print) -> F
         raise Interrupted(
             f"stopped at step {trainer.state.global_step} of {trainer.state.max_steps}; checkpoint-{trainer.state.global_step} is saved. Go on with --resume"
         )
-    save(trainer, directory)
+    save(trainer, directory, merge=settings.model.merge_adapter, say=say)
     if trainer.is_world_process_zero():
         write_text(directory / RUN_NAME, json.dumps(run_record(trainer, data, output.metrics), indent=1) + "\n")
     return FinishedRun(directory, trainer, data, output.metrics)
 
 
-def save(trainer: RewardTrainer, directory: Path) -> None:
-    """The finished model into `directory`, whole or not at all."""
+def save(trainer: RewardTrainer, directory: Path, *, merge: bool = False, say: Say = print) -> None:
+    """The finished model into `directory`, whole or not at all, and loaded again to see that it scores as it did. Raises ContractError if not."""
+    write = trainer.save_merged if merge else trainer.save_model
     if not trainer.is_world_process_zero():
-        trainer.save_model(str(directory))
+        write(str(directory))
         return
     with whole_directory(directory) as part:
-        trainer.save_model(str(part))
+        write(str(part))
+        if skipped := check_saved(part):
+            say(f"Note: the saved model was not loaded again ({skipped}); `palate doctor` does it")
 
 
 def run_record(trainer: RewardTrainer, data: RunData, metrics: dict[str, float]) -> dict[str, Any]:

@@ -281,7 +281,7 @@ class RewardTrainer(PartsTrainer):
         return unwrapped(self.accelerator, self.model).loss_parameters if self.objective.parameters else {}
 
     def _head_weight(self) -> Tensor:
-        base = unwrapped(self.accelerator, self.model)
+        base = base_of(unwrapped(self.accelerator, self.model))
         name = head_name(base)
         return next(parameter for key, parameter in base.named_parameters() if f"{name}." in key and key.endswith("weight") and "original_module" not in key)
 
@@ -416,6 +416,15 @@ class RewardTrainer(PartsTrainer):
                 for name, value in self._loss_parameters().items():
                     value.copy_(torch.tensor(saved[name]))
 
+    def save_merged(self, output_dir: str) -> None:
+        """The adapter added to its base and saved as a full checkpoint; training is over after this."""
+        wrapped: Any = unwrapped(self.accelerator, self.model)
+        if self.sharded:
+            raise ModelError("an adapter on sharded weights cannot be merged here; save it and merge it with `palate merge`")
+        merged = as_reward_model(wrapped.merge_and_unload(), self.plan.readout.outputs)
+        self.model = self.model_wrapped = merged
+        self.save_model(output_dir)
+
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
         """The model as transformers saves it, plus the contract. Sharded weights cannot be scored here: their contract has no golden examples."""
         if self.objective.parameters:
@@ -513,7 +522,7 @@ def build_model(model: str | Path | nn.Module, args: RewardConfig, quantization_
 def wrap_peft(model: PreTrainedModel, peft_config: Any, args: RewardConfig) -> Any:
     """The model with adapters; the head joins `modules_to_save`, since PEFT would otherwise freeze it at its random start and not save it."""
     try:
-        from peft import PeftModel, get_peft_model
+        from peft import PeftModel, get_peft_model, prepare_model_for_kbit_training
     except ImportError as error:
         raise ModelError("peft_config needs the peft package: pip install 'palate[peft]'") from error
     if isinstance(model, PeftModel):
@@ -523,6 +532,8 @@ def wrap_peft(model: PreTrainedModel, peft_config: Any, args: RewardConfig) -> A
     fresh = getattr(model, "_new_head_modules", [])
     peft_config.task_type = "SEQ_CLS"
     peft_config.modules_to_save = sorted({*(peft_config.modules_to_save or []), *(name.removeprefix(f"{model.base_model_prefix}.") for name in (head, *fresh))})
+    if getattr(model, "is_quantized", False):
+        model = prepare_model_for_kbit_training(model, use_gradient_checkpointing=args.gradient_checkpointing)
     wrapped = get_peft_model(model, peft_config)
     check_head_trains(wrapped)
     if args.gradient_checkpointing:
