@@ -7,7 +7,7 @@ from typing import Any
 import torch
 import transformers
 
-from palate.models.reward_model import as_reward_model
+from palate.models.reward_model import ONE_REWARD, as_reward_model
 
 SIZES: dict[str, Any] = {
     "hidden_size": 32,
@@ -57,7 +57,7 @@ FAMILIES = DECODERS | ENCODERS
 
 
 def family(name: str, **changes: Any) -> Any:
-    """A random reward model of a family, in evaluation mode."""
+    """A random reward model of a family, in evaluation mode; of `num_labels` outputs where more than one is asked for."""
     kind, own = FAMILIES[name]
     if name == "gpt2":
         sizes: dict[str, Any] = {"n_embd": 32, "n_layer": 2, "n_head": 4}
@@ -65,4 +65,5 @@ def family(name: str, **changes: Any) -> Any:
         sizes = ENCODER_SIZES if name in ENCODERS else SIZES
     torch.manual_seed(0)
     config = getattr(transformers, f"{kind}Config")(**{**COMMON, **sizes, **own, **changes})
-    return as_reward_model(getattr(transformers, f"{kind}ForSequenceClassification")(config)).eval()
+    outputs = ONE_REWARD if config.num_labels == 1 else [f"output {i}" for i in range(config.num_labels)]
+    return as_reward_model(getattr(transformers, f"{kind}ForSequenceClassification")(config), outputs).eval()

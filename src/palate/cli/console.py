@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import logging
+import os
 
 from rich.console import Console
 
-console = Console(highlight=False, soft_wrap=True)
+console = Console(highlight=False, soft_wrap=True, quiet=os.environ.get("RANK", "0") != "0")
+"""Of several ranks the first one speaks."""
 
 
 class _ToConsole(logging.Handler):

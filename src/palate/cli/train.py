@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from palate.errors import Interrupted
+from palate.training.launch import PARENT, start, wanted
+from palate.training.loss_settings import TERM_KINDS
 from palate.training.settings import OWNED_ELSEWHERE, HeldOut, RunSettings, SourceSettings, read_settings
 
 HELP = """usage: palate train [--config run.yaml] [--section.key value ...] [--dry-run] [--resume]
@@ -21,13 +25,17 @@ Train a reward model. Settings come from the file and then from flags of the sam
 
 
 def main(arguments: Sequence[str]) -> int:
-    arguments = list(arguments)
-    if {"-h", "--help"} & set(arguments):
+    given = list(arguments)
+    if {"-h", "--help"} & set(given):
         print(HELP + help_sections())
         return 0
+    arguments = list(given)
     dry, resume = (_take_switch(arguments, name) for name in ("--dry-run", "--resume"))
     config = _take_value(arguments, "--config")
     settings = read_settings(config, arguments)
+    if wanted(settings.launch) and not dry:
+        start(settings.launch, given, settings.training["output_dir"])
+        return 0
 
     from palate.cli.console import console, quiet_libraries
 
@@ -39,7 +47,12 @@ def main(arguments: Sequence[str]) -> int:
         return 0
     from palate.training.run import train
 
-    run = train(settings, resume=resume, say=console.print)
+    try:
+        run = train(settings, resume=resume, say=console.print)
+    except Interrupted:
+        if PARENT in os.environ:  # it says so, once for all ranks
+            return 0
+        raise
     console.print(f"\nSaved to [bold]{run.directory}[/bold]")
     if run.data.evaluation and not any(group.comparisons for group in run.data.evaluation):
         show_metrics(run.trainer.evaluate())  # ratings, outcomes, steps: no two responses to compare
@@ -104,15 +117,25 @@ def help_sections() -> str:
         if name == "data":
             lines.append("  each source of train and eval:")
             lines += [f"  {line}" for line in _describe(SourceSettings)]
+        if name == "loss":
+            lines.append("  type, and the options of each (docs/losses.md):")
+            lines += [f"    {kind:<20} {_term_help(term)}" for kind, term in TERM_KINDS.items()]
     return "\n".join(lines)
 
 
 def _describe(section: Any) -> list[str]:
     lines = []
     for key, field in section.model_fields.items():
+        if key == "terms":
+            continue
         default = "required" if field.is_required() else f"default {field.default!r}"
         lines.append(f"  {key:<20} {field.description} [{default}]")
     return lines
+
+
+def _term_help(term: Any) -> str:
+    options = ", ".join(name for name in term.model_fields if name not in ("type", "weight"))
+    return f"{term.__doc__.strip()}" + (f" [{options}]" if options else "")
 
 
 def show_dry_run(plan: dict[str, Any]) -> None:

@@ -6,6 +6,7 @@ import signal
 from types import FrameType
 from typing import Any
 
+import torch
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
@@ -22,7 +23,10 @@ class TrainingBar(ProgressCallback):
 
 
 class StopOnInterrupt(TrainerCallback):
-    """On the first Ctrl-C (or SIGTERM) finish the step, save a checkpoint and stop; on the second stop at once."""
+    """On the first Ctrl-C (or SIGTERM) finish the step, save a checkpoint and stop; on the second stop at once.
+
+    Among several ranks the signal may come between different steps: they agree at the end of each, so that all stop after the same one.
+    """
 
     def __init__(self) -> None:
         self.interrupted = False
@@ -38,6 +42,10 @@ class StopOnInterrupt(TrainerCallback):
         self.interrupted = True
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        if args.world_size > 1:
+            anyone = torch.tensor(float(self.interrupted), device=args.device)
+            torch.distributed.all_reduce(anyone, op=torch.distributed.ReduceOp.MAX)
+            self.interrupted = bool(anyone)
         if self.interrupted:
             control.should_save = control.should_training_stop = True
 

@@ -191,6 +191,7 @@ def train(settings: RunSettings, *, resume: bool = False, say: Say = print) -> F
     if data.train is None:
         say(f"streamed: {trainer.reports['train'].summary()}")
     if stop.interrupted:
+        trainer.accelerator.wait_for_everyone()  # a rank that ends early has the others ended too, and one of them is writing
         raise Interrupted(
             f"stopped at step {trainer.state.global_step} of {trainer.state.max_steps}; checkpoint-{trainer.state.global_step} is saved. Go on with --resume"
         )

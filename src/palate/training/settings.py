@@ -1,4 +1,4 @@
-"""One run in five sections: model, data, loss, training, eval. YAML file and dotted flags share these names (pydantic, no torch).
+"""One run in six sections: model, data, loss, training, eval, launch. YAML file and dotted flags share these names (pydantic, no torch).
 
 Unknown keys are refused with file, line and the nearest key. The `training` section takes every field of RewardConfig (and so of
 transformers.TrainingArguments) except those that another section owns.
@@ -113,12 +113,28 @@ class EvalSettings(Section):
     token_budget: int | None = Field(None, gt=0, description="Tokens scored at a time. Unset: by device.")
 
 
+class LaunchSettings(Section):
+    nproc: int | None = Field(None, gt=0, description="Processes to start on this machine, one a device. Unset: this one, or whatever a launcher has started.")
+    nnodes: int = Field(1, gt=0, description="Machines; the same command runs on each.")
+    node_rank: int = Field(0, ge=0, description="Number of this machine.")
+    rendezvous: str | None = Field(None, description="host:port of the first machine.")
+
+    @model_validator(mode="after")
+    def _meeting(self) -> LaunchSettings:
+        if self.nnodes > 1 and not (self.nproc and self.rendezvous):
+            raise ValueError("several machines need nproc (processes on each) and rendezvous (host:port of the first)")
+        if self.node_rank >= self.nnodes:
+            raise ValueError(f"node_rank is {self.node_rank}, but there are {self.nnodes} machines, counted from 0")
+        return self
+
+
 class RunSettings(Section):
     model: ModelSettings
     data: DataSettings
     loss: LossSettings = LossSettings()
     training: dict[str, Any] = Field(description="Any field of RewardConfig / transformers.TrainingArguments; output_dir is required.")
     eval: EvalSettings = EvalSettings()
+    launch: LaunchSettings = LaunchSettings()
 
     def trainer_arguments(self) -> dict[str, Any]:
         """The sections as keyword arguments of RewardConfig."""

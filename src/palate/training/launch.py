@@ -1,0 +1,61 @@
+"""Several processes from one command: `palate train --launch.nproc N` starts itself under torchrun, with the same arguments.
+
+Everything that torchrun knows stays possible by starting it by hand: `torchrun ... -m palate train ...` is the same command.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import psutil
+
+from palate.errors import Interrupted, ModelError
+from palate.training.settings import LaunchSettings
+
+LAUNCHED = "LOCAL_RANK"
+"""Set by torchrun, accelerate and every other launcher in the processes that they start."""
+
+PARENT = "PALATE_PARENT"
+"""Set for processes that `start` waits for: it speaks for them when they were interrupted."""
+
+
+def wanted(launch: LaunchSettings) -> bool:
+    """Whether processes are to be started, and this is not one of them."""
+    return launch.nproc is not None and LAUNCHED not in os.environ
+
+
+def start(launch: LaunchSettings, arguments: Sequence[str], directory: str | Path) -> None:
+    """Run `palate train` with these arguments in `nproc` processes on this machine, and wait for them.
+
+    Ctrl-C is passed on to the processes, which finish their step, save a checkpoint and end. Raises Interrupted after that, and ModelError when one
+    of them failed (torchrun ends the others; what went wrong stands above).
+    """
+    where = ["--standalone"]
+    if launch.nnodes > 1:
+        where = [f"--nnodes={launch.nnodes}", f"--node_rank={launch.node_rank}", f"--rdzv_endpoint={launch.rendezvous}", "--rdzv_backend=c10d"]
+    command = [sys.executable, "-m", "torch.distributed.run", *where, f"--nproc_per_node={launch.nproc}", "-m", "palate", "train", *arguments]
+    process = subprocess.Popen(command, start_new_session=True, env={**os.environ, PARENT: str(os.getpid())})
+    received: list[int] = []
+
+    def pass_on(number: int, _: object) -> None:
+        received.append(number)
+        for worker in psutil.Process(process.pid).children():  # not torchrun itself, which would end them within seconds
+            worker.send_signal(signal.SIGINT)
+
+    before = {number: signal.signal(number, pass_on) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        code = process.wait()
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+    found = sorted(Path(directory).glob("checkpoint-*"), key=lambda path: path.stat().st_mtime)
+    left = f"the last checkpoint is {found[-1]}; go on with --resume" if found else "there is no checkpoint yet"
+    if received:
+        raise Interrupted(f"stopped; {left}")
+    if code:
+        raise ModelError(f"one of {launch.nproc} processes failed (see above); {left}")
