@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+import time
 from types import FrameType
 from typing import Any
 
@@ -22,14 +23,18 @@ class TrainingBar(ProgressCallback):
             self.training_bar.set_postfix(loss=f"{logs['loss']:.4f}", **shown)
 
 
+SAME_SIGNAL = 2.0  # seconds within which a second signal is taken for the first
+
+
 class StopOnInterrupt(TrainerCallback):
-    """On the first Ctrl-C (or SIGTERM) finish the step, save a checkpoint and stop; on the second stop at once.
+    """On the first Ctrl-C (or SIGTERM) finish the step, save a checkpoint and stop; on a later second one stop at once.
 
     Among several ranks the signal may come between different steps: they agree at the end of each, so that all stop after the same one.
     """
 
     def __init__(self) -> None:
         self.interrupted = False
+        self._since = 0.0
         self._handlers: dict[int, Any] = {}
 
     def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
@@ -37,9 +42,11 @@ class StopOnInterrupt(TrainerCallback):
             self._handlers[number] = signal.signal(number, self._handle)
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
-        if self.interrupted:
+        # one Ctrl-C may come twice: from the terminal or scheduler, and passed on by a parent
+        if self.interrupted and time.monotonic() - self._since > SAME_SIGNAL:
             raise KeyboardInterrupt
-        self.interrupted = True
+        if not self.interrupted:
+            self.interrupted, self._since = True, time.monotonic()
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         if args.world_size > 1:
