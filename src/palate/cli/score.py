@@ -18,7 +18,7 @@ def main(arguments: Sequence[str]) -> int:
     parser = argparse.ArgumentParser(prog="palate score", description="Add a reward to every row. Rows of several responses get a list of rewards.")
     parser.add_argument("--model", required=True, help="checkpoint folder or hub id")
     parser.add_argument("--data", required=True, help="JSONL, JSON, CSV or Parquet: prompt + response, messages, or preference rows")
-    parser.add_argument("--output", required=True, help="JSONL or Parquet file to write")
+    parser.add_argument("--output", required=True, help="JSONL or Parquet file to write, or a folder for a part a shard")
     parser.add_argument("--split", default="train", help="split of a hub data set or folder")
     parser.add_argument("--columns", nargs="*", default=[], metavar="OURS=THEIRS", help="column names, e.g. response=answer")
     parser.add_argument("--on-long", choices=("error", "nan", "truncate_prompt"), default="nan", help="beyond max_length (nan: reward null and a reason)")
@@ -26,6 +26,13 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument("--packing", choices=PACKINGS, default="auto", help="how sequences are computed (auto: the fastest exact way)")
     parser.add_argument("--token-budget", type=int, help="tokens computed at a time (default: by device)")
     parser.add_argument("--overwrite", action="store_true", help="replace the output file")
+    shards = parser.add_argument_group("millions of rows, into a folder")
+    shards.add_argument(
+        "--engine", choices=("local", "ray"), default="local", help="ray: Ray Data actors, one a device; under torchrun, local takes turns by rank"
+    )
+    shards.add_argument("--workers", type=int, help="actors of --engine ray (default: one a GPU, or one)")
+    shards.add_argument("--shard-rows", type=int, default=CHUNK, help="rows scored and written together")
+    shards.add_argument("--resume", action="store_true", help="go on with a job; no finished shard is scored again")
     options = parser.parse_args(arguments)
 
     from palate.cli.console import console, quiet_libraries
@@ -34,53 +41,64 @@ def main(arguments: Sequence[str]) -> int:
     from palate.scoring.local import load_scorer
 
     output = Path(options.output)
+    quiet_libraries()
+    if not output.suffix:
+        score_shards(options, parse_columns(options.columns))
+        return 0
+    if options.engine != "local" or options.resume:
+        raise ConfigError(f"--output {output}: --engine and --resume work by shards; give a folder")
     if output.suffix not in (".jsonl", ".parquet"):
         raise ConfigError(f"--output {output}: expected a .jsonl or .parquet file")
     if output.exists() and not options.overwrite:
         raise StorageError(f"{output}: exists already; choose another name or pass --overwrite")
-    quiet_libraries()
     scorer = load_scorer(options.model, packing=options.packing, token_budget=options.token_budget, max_length=options.max_length)
-    rows = scored_rows(scorer, options.data, options.split, parse_columns(options.columns), options.on_long)
+    rows = scored_stream(scorer, options.data, options.split, parse_columns(options.columns), options.on_long)
     count, failed = write_rows(output, rows)
     console.print(f"{count} rows written to {output}" + (f"; {failed} without a reward (see `reward_error`)" if failed else ""))
     return 0
 
 
-def scored_rows(scorer: Any, data: str, split: str, columns: Mapping[str, str] | None, on_long: str) -> Iterator[dict[str, Any]]:
-    """Every input row with `reward` (a number, or one a response) and, where it has none, `reward_error`.
-
-    A model with several outputs adds `reward_outputs`, by name; one of step rewards `reward_outputs.steps`.
-    """
-    from palate.data.formats import detect_layout, parse_row
+def scored_stream(scorer: Any, data: str, split: str, columns: Mapping[str, str] | None, on_long: str) -> Iterator[dict[str, Any]]:
+    """Every row of any source, scored chunk by chunk."""
+    from palate.data.formats import detect_layout
     from palate.data.loading import read_rows, rename_columns
-    from palate.errors import RowError
-    from palate.types import text_of
+    from palate.scoring.rows import scored_rows
 
     layout = None
     stream = read_rows(data, split=split)
     while chunk := list(islice(stream, CHUNK)):
-        groups: list[Any] = []
-        for location, row in chunk:
-            read = rename_columns(row, columns, location) if columns else row
-            layout = layout or detect_layout(read)
-            try:
-                groups.append(parse_row(read, layout, margins=False, compared=False))
-            except RowError as error:
-                groups.append(f"{location}: {error}")
-        exchanges = [exchange for group in groups if not isinstance(group, str) for exchange in group.exchanges()]
-        scored, found = scorer.score_detailed(exchanges, progress=True, on_long=on_long)
-        rewards, details = iter(scored.tolist()), iter(found)
-        for (_, row), group in zip(chunk, groups, strict=True):
-            if isinstance(group, str):
-                yield {**row, "reward": None, "reward_error": group}
-                continue
-            values, outputs = [next(rewards) for _ in group.responses], [next(details) for _ in group.responses]
-            known = [None if value != value else value for value in values]
-            blank = not text_of(group.prompt) and "" in map(text_of, group.responses)
-            why = "empty: no token to read a reward from" if blank else f"longer than {scorer.encoder.max_length} tokens"
-            reason = {"reward_error": why} if None in known else {}
-            named = {"reward_outputs": outputs[0] if len(outputs) == 1 else outputs} if any(outputs) else {}
-            yield {**row, "reward": known[0] if len(known) == 1 else known, **named, **reason}
+        location, row = chunk[0]
+        layout = layout or detect_layout(rename_columns(row, columns, location) if columns else row)
+        yield from scored_rows(scorer, chunk, layout, columns=columns, on_long=on_long, progress=True)
+
+
+def score_shards(options: argparse.Namespace, columns: Mapping[str, str] | None) -> None:
+    """Into a folder of parts, by the engine that was asked for."""
+    from palate.cli.console import console
+    from palate.errors import ConfigError
+    from palate.models.checkpoints import find_contract, read_contract
+    from palate.scoring.batch import ScoringJob, first_layout, input_files, open_output, plan_shards, score_here, score_on_ray, totals
+
+    if options.on_long == "error":
+        raise ConfigError("--on-long error would end the job at one long row; shards keep such rows with their reason (nan), or cut their prompts")
+    paths = input_files(options.data)
+    shards = plan_shards(paths, options.shard_rows)
+    given = {"packing": options.packing, "token_budget": options.token_budget, "max_length": options.max_length}
+    mapped = dict(columns) if columns else None
+    job = ScoringJob(options.model, options.output, first_layout(shards, mapped), mapped, options.on_long, {k: v for k, v in given.items() if v is not None})
+    contract = read_contract(options.model) if find_contract(options.model) else None
+    identity = (contract.sha256(), contract.chat_template_sha256) if contract else (None, None)
+    left = open_output(job, paths, shards, *identity, resume=options.resume)
+    if len(left) < len(shards):
+        console.print(f"{len(shards) - len(left)} of {len(shards)} shards are done already")
+    if left and options.engine == "ray":
+        score_on_ray(job, left, options.workers)
+    else:
+        score_here(job, left)
+    done = totals(options.output, shards)
+    console.print(
+        f"{done['rows']} rows in {done['shards']} of {len(shards)} parts under {options.output}; {done['failed']} without a reward (see `reward_error`)"
+    )
 
 
 def write_rows(output: Path, rows: Iterable[dict[str, Any]]) -> tuple[int, int]:

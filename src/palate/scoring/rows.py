@@ -1,0 +1,51 @@
+"""Data rows to the same rows with `reward`: parsed, scored together, and never lost; what cannot be scored says why in `reward_error`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from palate.data.formats import Layout, parse_row
+from palate.data.loading import rename_columns
+from palate.errors import RowError
+from palate.scoring.local import LocalScorer
+from palate.types import PreferenceGroup, text_of
+
+LocatedRow = tuple[str, Mapping[str, Any]]
+
+
+def scored_rows(
+    scorer: LocalScorer, rows: Sequence[LocatedRow], layout: Layout, *, columns: Mapping[str, str] | None = None, on_long: str = "nan", progress: bool = False
+) -> list[dict[str, Any]]:
+    """Every row with `reward` (a number, or one a response) and, where it has none, `reward_error`.
+
+    A model with several outputs adds `reward_outputs`, by name; one of step rewards `reward_outputs.steps`.
+    """
+    groups = [_parsed(location, row, layout, columns) for location, row in rows]
+    exchanges = [exchange for group in groups if not isinstance(group, str) for exchange in group.exchanges()]
+    rewards, details = scorer.score_detailed(exchanges, progress=progress, on_long=on_long)
+    found = iter(zip(rewards.tolist(), details, strict=True))
+    scored = []
+    for (_, row), group in zip(rows, groups, strict=True):
+        if isinstance(group, str):
+            scored.append({**row, "reward": None, "reward_error": group})
+            continue
+        values, outputs = zip(*(next(found) for _ in group.responses), strict=True)
+        known = [None if value != value else value for value in values]
+        named = {"reward_outputs": outputs[0] if len(outputs) == 1 else list(outputs)} if any(outputs) else {}
+        reason = {"reward_error": _why(scorer, group)} if None in known else {}
+        scored.append({**row, "reward": known[0] if len(known) == 1 else known, **named, **reason})
+    return scored
+
+
+def _parsed(location: str, row: Mapping[str, Any], layout: Layout, columns: Mapping[str, str] | None) -> PreferenceGroup | str:
+    """The row as a group, or what is wrong with it."""
+    try:
+        return parse_row(rename_columns(row, columns, location) if columns else row, layout, margins=False, compared=False)
+    except RowError as error:
+        return f"{location}: {error}"
+
+
+def _why(scorer: LocalScorer, group: PreferenceGroup) -> str:
+    blank = not text_of(group.prompt) and "" in map(text_of, group.responses)
+    return "empty: no token to read a reward from" if blank else f"longer than {scorer.encoder.max_length} tokens"
