@@ -17,7 +17,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "types": set(),
     "stats": set(),
     "data": {"types", "errors"},
-    "losses": {"errors"},
+    "losses": {"types", "errors"},
     "models": {"types", "errors"},
     "sample": {"data", "types", "errors"},
     "training": {"data", "losses", "models", "stats", "types", "errors"},

@@ -68,6 +68,7 @@ class PreferenceGroup:
     ratings: tuple[Mapping[str, float], ...] = ()  # absolute scores per attribute, one mapping a response, if any
     ranks: tuple[float, ...] = ()  # one a response, lower is better, equal = tied, NaN = not ranked; if any
     steps: tuple[Step, ...] = ()  # the steps of the one response, if it comes in steps
+    off_topic: int = 0  # how many of the responses, the last ones, answer other prompts
     metadata: Mapping[str, Any] = field(default_factory=dict)  # id, subset, source, location: travels to every result row
     template_args: Mapping[str, Any] = field(default_factory=dict)
 
@@ -89,11 +90,22 @@ class MarginRule(NamedTuple):
     scale: float = 1.0
     clip: float | None = None
 
+    @property
+    def reads_strength(self) -> bool:
+        return self.source in ("strength", "llama2_small", "llama2_large")
+
 
 COLUMN_MARGINS = MarginRule()
 
 Reads: TypeAlias = Literal["last", "response", "divergence", "divergence_padded", "steps"]
 """Tokens whose outputs a loss reads: the one that speaks for a response, all of the response, those from where two responses differ, step ends."""
+
+
+IGNORED = -100
+"""A token without a label (PyTorch's `ignore_index`)."""
+
+STEP_SEPARATOR = "\n"
+"""Stands between the steps of a response (TRL's default)."""
 
 
 @dataclass(frozen=True)
@@ -104,15 +116,19 @@ class Supervision:
     ranks: bool = False
     rank_by: str | None = None  # rank by this attribute's ratings; None: by the data's own ranking
     attributes: tuple[str, ...] = ()
+    outcomes: tuple[str, ...] = ()  # those of the attributes that must lie between 0 and 1
+    levels: tuple[float, ...] = ()  # the values that the attribute `leveled` may take
+    leveled: str | None = None
     reads: Reads = "last"
     classes: int = 0  # classes of step labels, 2 or 3
     last_step_only: bool = False
+    separator: str = STEP_SEPARATOR
+    ignores_margins: bool = False  # a row with a margin is a mistake: nothing would read it
     margins: MarginRule = COLUMN_MARGINS
     scaled: bool = False  # the margin multiplies the loss: a comparison without one teaches nothing
     lengths: bool = False  # the length of each response, in tokens
     text: bool = False  # the tokens of each response, to be predicted
     prompts: bool = False  # the prompt as text, for embeddings
-    off_topic: int = 0  # responses to other prompts, added to each group as worse than its best
 
 
 @dataclass(frozen=True)
@@ -126,7 +142,7 @@ class Readout:
     outputs: tuple[str, ...] = ("reward",)
     weights: tuple[float, ...] = (1.0,)
     aggregate: str | None = None
-    separator: str = "\n"
+    separator: str = STEP_SEPARATOR
 
 
 AGGREGATES = ("min", "product", "mean", "last")

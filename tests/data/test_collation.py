@@ -13,12 +13,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tests.conftest import chatml_tokenizer
 
-from palate.data.collation import IGNORED, MODEL_KEYS, PreferenceCollator, encoded_row, extra_columns, read_columns, step_class, supervision_columns
+from palate.data.collation import MODEL_KEYS, PreferenceCollator, encoded_row, extra_columns, read_columns, step_class, supervision_columns
 from palate.data.loading import load_groups
 from palate.data.packing import PackingCollator, whole_sequences
 from palate.data.preparation import prepare
 from palate.data.tokenization import EncodedGroup, Encoder, prepare_tokenizer
-from palate.types import PreferenceGroup, Step, Supervision
+from palate.errors import DataError
+from palate.types import IGNORED, PreferenceGroup, Step, Supervision
 
 ROWS = [
     {"token_ids": [[5, 6], [5, 7, 8]], "chosen": [0], "rejected": [1], "margin": [0.5], "weight": [1.0], "probability": [1.0], "group": 0},
@@ -99,11 +100,6 @@ READS: dict[str, tuple[Supervision, list[dict[str, Any]], dict[str, list[int]]]]
             "divergence_stop": [5, 4, 5],
         },
     ),
-    "one is the beginning of the other": (  # nothing of the shorter one stands against the longer: its last token alone is compared
-        DIVERGENCE,
-        [row([5, 6], [5, 6, 7])],
-        {"read_row": [0, 1, 1], "read_position": [1, 1, 2], "last_read": [0, 2], "divergence_start": [1], "divergence_stop": [2]},
-    ),
     "one is the beginning of the other, with padding": (
         PADDED,
         [row([5, 6, 7], [5, 6])],
@@ -117,7 +113,13 @@ READS: dict[str, tuple[Supervision, list[dict[str, Any]], dict[str, list[int]]]]
     "steps": (
         STEPS,
         [row([1, 2, 3, 4, 5, 6], step_end=[2, 4], step_label=[1, 0]), row([1, 2, 3], step_end=[0, 2], step_label=[IGNORED, 1])],
-        {"read_row": [0, 0, 0, 1, 1], "read_position": [2, 4, 5, 0, 2], "last_read": [2, 4], "read_label": [1, 0, IGNORED, IGNORED, 1]},
+        {
+            "read_row": [0, 0, 0, 1, 1],
+            "read_position": [2, 4, 5, 0, 2],
+            "last_read": [2, 4],
+            "read_label": [1, 0, IGNORED, IGNORED, 1],
+            "read_step": [True, True, False, True, True],  # a step without a label ends too
+        },
     ),
     "text": (  # the token before the response predicts its first; the last predicts nothing
         TEXT,
@@ -143,15 +145,30 @@ def test_tokens_that_are_read(name: str) -> None:
     supervision, rows, columns = READS[name]
     found = read_columns(rows, supervision)
     assert {key: value.tolist() for key, value in found.items()} == columns
-    assert all(value.dtype == torch.long for value in found.values())
+    assert all(value.dtype == (torch.bool if key == "read_step" else torch.long) for key, value in found.items())
+
+
+@pytest.mark.parametrize(
+    ("supervision", "sides", "words"),
+    [
+        (DIVERGENCE, ([5, 6], [7, 6]), "the first token of both sides differs"),
+        (PADDED, ([5, 6], [7, 6, 8]), "the first token of both sides differs"),
+        (DIVERGENCE, ([5, 6], [5, 6, 7]), "nothing is left to compare"),  # one side is the beginning of the other
+    ],
+)
+def test_sides_that_cannot_be_compared_token_by_token(supervision: Supervision, sides: tuple[list[int], list[int]], words: str) -> None:
+    for one in (sides, sides[::-1]):
+        with pytest.raises(DataError, match=words):
+            read_columns([row(*one)], supervision)
 
 
 IDS = st.lists(st.integers(1, 3), min_size=1, max_size=6)
 
 
-@given(st.lists(st.lists(IDS, min_size=2, max_size=4), min_size=1, max_size=3), st.booleans())
+@given(st.lists(st.lists(IDS, min_size=2, max_size=4, unique_by=tuple), min_size=1, max_size=3), st.booleans())
 def test_every_compared_token_is_read_of_both_sides(groups: list[list[list[int]]], padding: bool) -> None:
     """Whatever the sides: last tokens are found, spans lie within what is read, begin where two sides part, and end with the shorter (or longer)."""
+    groups = [[[9, *own, 4] for own in group] for group in groups]  # a prompt, and an end that stands nowhere else
     rows = [row(*ids, pairs=[(a, b) for a in range(len(ids)) for b in range(a)]) for ids in groups]
     found = {key: value.tolist() for key, value in read_columns(rows, PADDED if padding else DIVERGENCE).items()}
     sequences = [ids for group in groups for ids in group]
@@ -166,8 +183,7 @@ def test_every_compared_token_is_read_of_both_sides(groups: list[list[list[int]]
         assert {(side, t) for side in (a, b) for t in range(start, stop)} <= set(read)
         one, other = sequences[a], sequences[b]
         end = (max if padding else min)(len(one), len(other))
-        parted = next((t for t in range(min(len(one), len(other))) if one[t] != other[t]), min(len(one), len(other)))
-        assert (start, stop) == ((parted, end) if parted < end else (end - 1, end))
+        assert (start, stop) == (next(t for t in range(len(one)) if one[t] != other[t]), end)
 
 
 # --- columns --------------------------------------------------------------------------------------------------------------------------------------
@@ -180,21 +196,28 @@ def same(got: Any, expected: Any) -> bool:
 NAN = math.nan
 
 
+def responses(*token_ids: list[int], prompt: tuple[list[float], int], **columns: Any) -> dict[str, Any]:
+    """`row` with ratings by attribute and a prompt that has been embedded."""
+    ratings = {f"rating {name}": columns.pop(name) for name in ("help", "truth")}
+    return row(*token_ids, prompt_embedding=prompt[0], prompt_number=prompt[1], **ratings, **columns)
+
+
 def test_columns_of_responses() -> None:
     """A value a response, in the order of the rows; groups by their own numbers."""
     rows = [
-        row([5, 6, 7], [5, 6], start=[1, 1], rank=[2.0, NAN], rating=[[1.0, NAN], [NAN, NAN]], reference=[-1.5, -2.5], prompt_embedding=[1.0, 0.0], group=7),
-        row([1, 2, 3, 4], start=[1], rank=[1.0], rating=[[3.0, 4.0]], reference=[-0.5], prompt_embedding=[0.5, 0.5], group=3),
-        row(
+        responses([5, 6, 7], [5, 6], start=[1, 1], rank=[2.0, NAN], help=[1.0, NAN], truth=[NAN, NAN], reference=[-1.5, -2.5], prompt=([1.0, 0.0], 4), group=7),
+        responses([1, 2, 3, 4], start=[1], rank=[1.0], help=[3.0], truth=[4.0], reference=[-0.5], prompt=([0.5, 0.5], 1), group=3),
+        responses(
             [1, 2],
             [1, 3],
             [1],
             pairs=[(0, 1), (2, 1)],
             start=[1, 1, 0],
             rank=[1, 2, 3],
-            rating=[[0, 1]] * 3,
+            help=[0] * 3,
+            truth=[1] * 3,
             reference=[0] * 3,
-            prompt_embedding=[0, 1],
+            prompt=([0, 1], 2),
             group=5,
         ),
     ]
@@ -203,7 +226,7 @@ def test_columns_of_responses() -> None:
     assert batch["chosen"].tolist() == [0, 3, 5] and batch["rejected"].tolist() == [1, 4, 4]
     assert same(batch["rank"], [2, NAN, 1, 1, 2, 3]) and same(batch["rating"], [[1, NAN], [NAN, NAN], [3, 4], [0, 1], [0, 1], [0, 1]])
     assert batch["response_length"].tolist() == [2, 1, 3, 1, 1, 1] and batch["reference"].tolist() == [-1.5, -2.5, -0.5, 0, 0, 0]
-    assert batch["prompt_embedding"].tolist() == [[1, 0], [0, 1], [0, 1]], "one a comparison"
+    assert batch["prompt_embedding"].tolist() == [[1, 0], [0, 1], [0, 1]] and batch["prompt_number"].tolist() == [4, 2, 2], "one a comparison"
     assert "read_row" not in batch
     assert all(batch[name].dtype == torch.float32 for name in ("rank", "rating", "response_length", "reference", "prompt_embedding"))
 
@@ -232,9 +255,9 @@ def test_an_encoded_row_of_ratings_and_ranks() -> None:
     supervision = Supervision(ranks=True, attributes=("truth", "help"), prompts=True)
     ids = [[1, 2, 3], [1, 2]]
     rated = encoded_row(EncodedGroup(ids, PreferenceGroup("ask", ("a", "b"), ratings=({"help": 1.0}, {"truth": 2.0, "help": 3.0})), 0), 0, supervision)
-    assert same(rated["rating"], [[NAN, 1], [2, 3]]) and same(rated["rank"], [NAN, NAN]) and rated["prompt"] == "ask"
+    assert same(rated["rating truth"], [NAN, 2]) and same(rated["rating help"], [1, 3]) and same(rated["rank"], [NAN, NAN]) and rated["prompt"] == "ask"
     ranked = encoded_row(EncodedGroup(ids, PreferenceGroup("ask", ("a", "b"), ranks=(2.0, NAN)), 0), 0, supervision)
-    assert same(ranked["rating"], [[NAN, NAN]] * 2) and same(ranked["rank"], [2, NAN])
+    assert same(ranked["rating truth"], [NAN, NAN]) and same(ranked["rating help"], [NAN, NAN]) and same(ranked["rank"], [2, NAN])
     assert (ranked["length"], ranked["tokens"]) == (3, 3)
 
 
@@ -293,8 +316,8 @@ def test_missing_ranks_and_ratings_survive_arrow() -> None:
     assert same(
         torch.tensor([value for one in encoded(load_groups(SOURCE).groups, KINDS["ranks"][1]) for value in one["rank"]]), [1, 2, NAN, 2, 1, 1, 1, NAN, 2]
     )
-    rating = [one["rating"][0] for one in encoded(Dataset.from_list(RATED), KINDS["ratings"][1])]
-    assert same(torch.tensor(rating), [[NAN, 1], [2.5, NAN], [0, 3]])
+    rated = encoded(Dataset.from_list(RATED), KINDS["ratings"][1])
+    assert same(torch.tensor([one["rating truth"] + one["rating help"] for one in rated]), [[NAN, 1], [2.5, NAN], [0, 3]])
 
 
 @pytest.mark.parametrize("budget", [1000, 12])

@@ -352,10 +352,11 @@ PAIRS_IN_WORDS: dict[str, tuple[dict[str, Any], tuple[int, int]]] = {
 def test_strengths_as_numbers_and_in_llama_2_s_words(name: str, strength: Any, expected: float) -> None:
     """They strengthen the side that won, whichever it is, and do not travel on as metadata."""
     row, (chosen, rejected) = PAIRS_IN_WORDS[name]
-    group = parse_row({**row, "strength": strength, "margin": 0.5})
+    row = {**row, "strength": strength, "margin": 0.5}
+    group = parse_row(row, strengths=True)
     assert group.comparisons == (Comparison(chosen, rejected, margin=0.5, strength=expected),)
     assert "strength" not in group.metadata
-    assert parse_row(row).comparisons[0].strength == 0.0
+    assert parse_row(row).comparisons[0].strength == 0.0, "a column that no loss asks for is not read"
 
 
 def test_signed_labels_give_strengths_and_ties_have_none() -> None:
@@ -448,7 +449,7 @@ def test_step_labels(labels: list[Any], expected: list[int | None]) -> None:
 )
 def test_bad_rows_say_what_is_wrong(row: dict[str, Any], kind: str, words: str) -> None:
     with pytest.raises(RowError) as caught:
-        parse_row(row)
+        parse_row(row, strengths=True)
     assert caught.value.kind == kind
     assert words in str(caught.value)
 
@@ -469,8 +470,26 @@ def test_scoring_takes_empty_responses() -> None:
         parse_row({"prompt": "p", "response": ""})
 
 
-def test_margins_nobody_asks_for_are_not_read() -> None:
+def test_margins_and_strengths_nobody_asks_for_are_not_read() -> None:
     assert parse_row({"prompt": "p", "chosen": "a", "rejected": "b", "margin": -1}, margins=False).comparisons == ONE
+    assert parse_row({"prompt": "p", "chosen": "a", "rejected": "b", "strength": "very"}).comparisons == ONE
+
+
+@pytest.mark.parametrize(
+    ("row", "comparison"),
+    [
+        ({"prob_b": 0.75}, Comparison(1, 0, margin=0.5, weight=2.0, probability=0.75, strength=1.0)),
+        ({"votes": [1, 1, 2, 0], "label": None}, Comparison(0, 1, margin=0.5, weight=2.0, probability=0.625, strength=1.0)),
+    ],
+    ids=["a probability", "votes"],
+)
+def test_soft_labels_keep_what_else_the_row_says(row: dict[str, Any], comparison: Comparison) -> None:
+    sides = {"prompt": "p", "response_a": "a", "response_b": "b", "margin": 0.5, "weight": 2, "strength": "slightly better"}
+    assert parse_row({**sides, **row}, strengths=True).comparisons == (comparison,)
+
+
+def test_a_weight_counts_for_every_pair_of_a_ranking() -> None:
+    assert [c.weight for c in parse_row({"prompt": "p", "responses": ["a", "b", "c"], "scores": [3, 2, 1], "weight": 0.5}).comparisons] == [0.5] * 3
 
 
 def test_implicit_text_concatenates_to_what_was_given() -> None:

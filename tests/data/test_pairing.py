@@ -12,7 +12,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from palate.data.pairing import (
+    against_off_topic,
     balance,
+    best_response,
     from_probability,
     from_scores,
     from_votes,
@@ -169,12 +171,13 @@ def many(n: int = 30) -> list[PreferenceGroup]:
     return [group(3, from_scores([1, 2, 0]), prompt=f"q{i} ") for i in range(n)]
 
 
-def test_off_topic_responses_come_from_other_prompts_and_lose_to_the_best() -> None:
+def test_off_topic_responses_are_the_best_of_other_prompts_and_lose_to_the_own() -> None:
     groups = many()
     best = {g.responses[1]: g.prompt for g in groups}
     for own, mixed in zip(groups, with_off_topic(groups, 2, seed=1), strict=True):
         assert mixed.responses[:3] == own.responses and len(mixed.responses) == 5
-        assert mixed.comparisons == (*own.comparisons, Comparison(1, 3), Comparison(1, 4))
+        assert (mixed.off_topic, mixed.comparisons) == (2, own.comparisons), "compared once the group is known to fit"
+        assert against_off_topic(own.comparisons, (3, 4))[3:] == (Comparison(1, 3, weight=0.6), Comparison(1, 4, weight=0.6))
         donors = [best[response] for response in mixed.responses[3:]]  # a KeyError: not the donor's best
         assert own.prompt not in donors and len(set(donors)) == 2
         assert (mixed.ratings, mixed.ranks) == ((), ())
@@ -201,7 +204,8 @@ def test_a_group_without_a_best_response_stays_as_it_is(comparisons: list[Compar
 def test_the_best_of_a_tie_at_the_top_is_nobody_and_ties_below_do_not_matter() -> None:
     top, below = group(3, from_scores([2, 2, 1])), group(3, from_scores([1, 3, 1]))
     mixed = with_off_topic([top, below, *many()], 1, seed=0)
-    assert mixed[0] == top and mixed[1].comparisons[-1] == Comparison(1, 3)
+    assert mixed[0] == top and mixed[1].off_topic == 1
+    assert best_response(top.comparisons) is None and best_response(below.comparisons) == 1
 
 
 def test_fewer_peers_than_asked_give_what_there_is() -> None:
@@ -228,7 +232,8 @@ def test_off_topic_responses_have_no_ratings_and_no_rank() -> None:
     rated = [replace(g, ratings=tuple({"score": s} for s in (1.0, 2.0, 0.0)), ranks=(2.0, 1.0, 3.0)) for g in many()]
     mixed = with_off_topic(rated, 2, seed=0)[0]
     assert mixed.ratings == (*rated[0].ratings, {}, {}) and mixed.ranks[:3] == (2, 1, 3) and all(map(math.isnan, mixed.ranks[3:]))
-    assert [c.margin for c in with_margins(mixed.comparisons, mixed.ratings, MarginRule("ratings"))] == [1, 1, 2, 0, 0]
+    assert [c.margin for c in with_margins(mixed.comparisons, mixed.ratings, MarginRule("ratings"))] == [1, 1, 2]
+    assert all(with_margins([Comparison(1, k)], mixed.ratings, MarginRule("ratings"))[0].margin == 0 for k in (3, 4))
 
 
 @pytest.mark.parametrize("scores", [[1, 0], [0, 2, 1]], ids=["a pair", "three"])
@@ -240,8 +245,20 @@ def test_off_topic_responses_leave_a_ranking_by_comparisons_standing(scores: lis
     assert mixed[: len(scores)] == ranks
 
 
-def test_an_off_topic_response_is_never_the_best_one_s_own_text() -> None:
-    """Short answers recur: "yes" beaten by "yes" would teach nothing, and a group with it is left out as having identical sides."""
-    groups = [PreferenceGroup(f"is {i} even?", ("yes", "no") if i % 2 else ("no", "yes"), (Comparison(0, 1),)) for i in range(8)]
-    for g in with_off_topic(groups, 2, seed=0):
-        assert all(g.responses[c.chosen] != g.responses[c.rejected] for c in g.comparisons)
+@pytest.mark.parametrize(
+    ("weights", "negatives", "expected"),
+    [
+        ([1.0], 1, [0.5, 0.5]),
+        ([1 / 3] * 3, 3, [1 / 6] * 6),
+        ([0.25, 0.75], 2, [0.125, 0.375, 0.25, 0.25]),
+        ([2.0, 1.0], 0, [2.0, 1.0]),
+    ],
+)
+def test_off_topic_comparisons_share_the_weight_of_their_prompt(weights: list[float], negatives: int, expected: list[float]) -> None:
+    """A prompt counts once, whatever was added to it; the others keep their proportions."""
+    own = tuple(Comparison(0, k + 1, margin=0.5, weight=weight) for k, weight in enumerate(weights))
+    made = against_off_topic(own, range(10, 10 + negatives))
+    assert [c.weight for c in made] == pytest.approx(expected) and sum(c.weight for c in made) == pytest.approx(sum(weights))
+    assert [(c.chosen, c.rejected, c.margin) for c in made[len(own) :]] == [(0, 10 + i, 0.0) for i in range(negatives)]
+    assert [c._replace(weight=1.0) for c in made[: len(own)]] == [c._replace(weight=1.0) for c in own]
+    assert against_off_topic((), (1, 2)) == ()

@@ -11,6 +11,8 @@ import pytest
 from tests.conftest import TOKENIZERS, bert_tokenizer, chatml_tokenizer, llama_tokenizer
 
 from palate.data.loading import load_groups
+from palate.data.pairing import with_off_topic
+from palate.data.supervision import supervised
 from palate.data.tokenization import (
     Encoder,
     EncodeReport,
@@ -20,7 +22,6 @@ from palate.data.tokenization import (
     framing_rules,
     prepare_tokenizer,
     read_chat_template,
-    supervised,
 )
 from palate.errors import ConfigError, DataError, ModelError, RowError
 from palate.types import Comparison, Exchange, MarginRule, PreferenceGroup, Step, Supervision, TokenIds
@@ -517,3 +518,54 @@ def test_steps_that_are_not_in_the_text_are_counted() -> None:
     assert len(kept) == 2 and report.kept["data"] == 2 and report.groups["data"] == 3
     (reason,) = report.dropped["data"]
     assert reason.startswith("not text: step 1 of 1, 'the wind'")
+
+
+def test_a_step_that_would_be_cut_when_it_is_scored_is_counted() -> None:
+    """Unless the loss names another separator; steps are then joined by that."""
+    group = PreferenceGroup("p", ("two\nplus\nfour",), steps=(Step("two\nplus", 1), Step("four", 0)))
+    report = EncodeReport()
+    assert not list(encoder("qwen3").encode_groups([group], report, supervision=STEPWISE))
+    assert next(iter(report.dropped["data"])).startswith("step: a step holds the separator '\\n'")
+    chat = replace(group, prompt=({"role": "user", "content": "p"},), responses=(({"role": "assistant", "content": group.responses[0]},),))
+    for one in (group, chat):
+        e = encoder("qwen3")
+        (kept,) = e.encode_groups([one], EncodeReport(), supervision=replace(STEPWISE, separator="\n\n"))
+        (ids,) = kept.token_ids
+        assert "two\nplus\n\nfour" in e.tokenizer.decode(ids)
+        assert [e.tokenizer.decode(ids[: end + 1]).rpartition("two")[2] for end in kept.step_ends] == ["\nplus\n\n", "\nplus\n\nfour"]
+
+
+# --- off-topic negatives --------------------------------------------------------------------------------------------------------------------------
+
+
+def with_negatives(own: PreferenceGroup, *others: str, length: int = 64) -> tuple[list[Any], EncodeReport]:
+    """`own` encoded with a response to another prompt for each of `others`."""
+    groups = [own, *(PreferenceGroup(f"q{i}", (text, "-"), (Comparison(0, 1),)) for i, text in enumerate(others))]
+    report = EncodeReport()
+    return list(encoder("qwen3", max_length=length).encode_groups(with_off_topic(groups, len(others), seed=0)[:1], report)), report
+
+
+def test_off_topic_negatives_are_compared_with_the_best() -> None:
+    (kept,), report = with_negatives(pair(DECIDED), "the sea", "the wind")
+    assert [(c.chosen, c.rejected, c.weight) for c in kept.group.comparisons] == [(0, i, pytest.approx(1 / 3)) for i in (1, 2, 3)]
+    assert len(kept.token_ids) == 4 and report.facts["comparisons"] == 3 and report.facts["off-topic negatives"] == 2
+
+
+@pytest.mark.parametrize("others", [("a", "the sea"), ("the sea", "the sea " * 40)], ids=["the group's own text", "too long"])
+def test_an_off_topic_response_never_costs_the_group(others: tuple[str, str]) -> None:
+    """Short answers recur: "yes" beaten by "yes" would teach nothing. What does not fit is left out alone, whichever was drawn first."""
+    for drawn in (others, others[::-1]):
+        (kept,), report = with_negatives(pair(DECIDED), *drawn)
+        assert [(c.chosen, c.rejected, c.weight) for c in kept.group.comparisons] == [(0, 1, 0.5), (0, 2, 0.5)]
+        assert len(kept.token_ids) == 3 and "sea" in encoder("qwen3").tokenizer.decode(kept.token_ids[2])
+        assert len(kept.group.responses) == 3 and report.kept["data"] == 1
+
+
+@pytest.mark.parametrize("comparisons", [(DECIDED,), ()], ids=["by comparisons", "by own ranks"])
+def test_off_topic_negatives_leave_a_ranking_standing(comparisons: tuple[Comparison, ...]) -> None:
+    """A loss of pairs and lists: the list is that of the group, and what was added is not ranked."""
+    own = PreferenceGroup("p", ("a", "b"), comparisons or (DECIDED,), ranks=() if comparisons else (1.0, 2.0))
+    groups = with_off_topic([own, PreferenceGroup("q", ("the sea", "-"), (DECIDED,))], 1, seed=0)
+    kept = list(encoder("qwen3").encode_groups(groups, EncodeReport(), supervision=Supervision(ranks=True)))
+    best, worse, added = kept[0].group.ranks
+    assert best < worse and math.isnan(added)

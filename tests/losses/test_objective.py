@@ -129,7 +129,7 @@ def test_bfloat16_rewards_are_compared_in_float32() -> None:
 def test_terms_across_the_step_by_hand() -> None:
     """Zero sum of (1, 2, 3): 4. Cross-prompt on two comparisons of unlike prompts at a tiny temperature: each meets itself alone."""
     rewards = torch.tensor([2.0, 0.0, 1.0, 3.0])
-    columns = batch([(0, 1), (2, 3)]) | {"prompt_embedding": torch.eye(2)}
+    columns = batch([(0, 1), (2, 3)]) | {"prompt_embedding": torch.eye(2), "prompt_number": torch.arange(2)}
     outputs = Outputs(rewards[:, None], rewards[:, None], rewards, rewards)
     across = Across(zero_sum=0.5, cross_prompt=2.0, temperature=0.01, own_floor=0.0)
     values = across(outputs, columns)

@@ -12,9 +12,11 @@ from torch import Tensor
 from torch.autograd import gradcheck
 from torch.nn.functional import cross_entropy
 
+from palate.data.divergence import Span, divergence_span
 from palate.errors import DataError
 from palate.losses.pairwise import bradley_terry
-from palate.losses.tokenwise import IGNORED, Span, divergence, divergence_span, steps
+from palate.losses.tokenwise import divergence, steps
+from palate.types import IGNORED
 
 C, R = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6), (0.0, 0.1, -0.2, 0.7, 0.8, 0.9)  # values at the tokens of the chosen and the rejected row
 

@@ -14,13 +14,16 @@ from safetensors.torch import load_file, save_file
 from tests.conftest import TOKENIZERS, tiny_model
 from transformers import AutoTokenizer, pipeline
 
-from palate.data.tokenization import as_exchange
+from palate.data.tokenization import as_exchange, prepare_tokenizer
 from palate.errors import ContractError, DataError
 from palate.models.checkpoints import CONTRACT_NAME
+from palate.models.heads import initialise_head
+from palate.models.reward_model import as_reward_model, fit_tokenizer
 from palate.scoring.doctor import examine
 from palate.scoring.local import LocalScorer, load_scorer
 from palate.training.config import RewardConfig
 from palate.training.trainer import RewardTrainer
+from palate.types import Readout, TokenIds
 
 COMMON: dict[str, Any] = {
     "report_to": "none",
@@ -252,3 +255,182 @@ def test_a_scorer_that_is_not_exact_pads(qwen: Path, caplog: pytest.LogCaptureFi
         one.model.model.layers[0].mlp.register_forward_hook(lambda module, inputs, output: output + 3 * output.roll(1, dims=1))
     np.testing.assert_allclose(scorer.score(MANY), padded.score(MANY), atol=1e-6)
     assert scorer.engine.packing == "padded" and any("packing: padded" in message for message in caplog.messages)
+
+
+# --- several outputs, and steps -------------------------------------------------------------------------------------------------------------------
+
+
+def untrained(readout: Readout, kind: str = "qwen3", **options: Any) -> LocalScorer:
+    """A scorer of random weights with a head of these outputs."""
+    tokenizer = prepare_tokenizer(TOKENIZERS[kind]())
+    model = as_reward_model(tiny_model(kind, num_labels=len(readout.outputs)), readout.outputs)
+    initialise_head(model.score, seed=0)
+    fit_tokenizer(model, tokenizer)
+    scorer = LocalScorer(model, tokenizer, **{"max_length": 64, **options})
+    scorer.readout = readout
+    return scorer
+
+
+ATTRIBUTES = Readout(("help", "truth", "help:raw_variance"), (0.75, -0.25, 0.0))
+STEPS = Readout(("wrong", "right"), (0.0, 1.0), "min")
+
+
+def exact(scorer: LocalScorer, ids: list[int]) -> np.ndarray:
+    """The head's outputs at the last of these tokens, alone in the model."""
+    with torch.no_grad():
+        return scorer.model(input_ids=torch.tensor([ids])).logits[0].double().numpy()
+
+
+def good(outputs: np.ndarray, weights: tuple[float, ...] = STEPS.weights) -> float:
+    powers = np.exp(outputs - outputs.max())
+    return float(powers @ np.array(weights) / powers.sum())
+
+
+@pytest.mark.parametrize("packing", ["auto", "padded"])
+@pytest.mark.parametrize("kind", ["qwen3", "llama"])
+def test_a_reward_is_the_weighted_sum_of_named_outputs(kind: str, packing: str) -> None:
+    scorer = untrained(ATTRIBUTES, kind, packing=packing, token_budget=40)
+    outputs = scorer.outputs(MANY)
+    assert outputs.dtype == np.float32 and outputs.shape == (6, 3)
+    expected = np.stack([exact(scorer, scorer.encoder.encode([as_exchange(c)])[0]) for c in MANY])
+    np.testing.assert_allclose(outputs, expected, atol=1e-5)
+    rewards = scorer.score(MANY)
+    assert rewards.dtype == np.float32 and np.ptp(rewards) > 0.01
+    np.testing.assert_allclose(rewards, outputs @ np.array([0.75, -0.25, 0.0]), atol=1e-6)
+    np.testing.assert_array_equal(outputs[0], outputs[5])
+    again, read_from = scorer.score_detailed(MANY)
+    np.testing.assert_array_equal(again, rewards)
+    assert [list(one) for one in read_from] == [list(ATTRIBUTES.outputs)] * 6
+    np.testing.assert_array_equal([list(one.values()) for one in read_from], outputs)
+    ids = [scorer.encoder.encode([as_exchange(c)])[0] for c in MANY]
+    np.testing.assert_allclose(scorer.score_ids(ids), rewards, atol=1e-6)
+
+
+def test_what_cannot_be_scored_is_nan_in_every_output() -> None:
+    scorer = untrained(ATTRIBUTES)
+    items = [MANY[0], conversation("the " * 100, "good"), MANY[2]]
+    outputs, rewards = scorer.outputs(items, on_long="nan"), scorer.score(items, on_long="nan")
+    assert np.isnan(outputs).all(axis=1).tolist() == np.isnan(outputs).any(axis=1).tolist() == np.isnan(rewards).tolist() == [False, True, False]
+    np.testing.assert_allclose(outputs[[0, 2]], scorer.outputs([MANY[0], MANY[2]]), atol=1e-6)
+    assert scorer.outputs([]).shape == (0, 3) and scorer.score([]).shape == (0,)
+
+
+def test_a_model_without_steps_scores_none() -> None:
+    with pytest.raises(DataError, match="this model gives help, truth, help:raw_variance for a whole response"):
+        untrained(ATTRIBUTES).score_steps(MANY)
+
+
+def text_until(scorer: LocalScorer, prompt: str, response: str) -> list[int]:
+    """Ids of a text that breaks off here: what the model has read at the end of a step, no EOS after it."""
+    return scorer.encoder.rules.prefix + scorer.tokenizer(f"{prompt}\n\n{response}", add_special_tokens=False)["input_ids"]
+
+
+@pytest.mark.parametrize("packing", ["auto", "padded"])
+@pytest.mark.parametrize("kind", ["qwen3", "llama"])
+def test_a_step_is_read_where_it_ends(kind: str, packing: str) -> None:
+    """P(right) by the model that has read so far and no further."""
+    scorer = untrained(STEPS, kind, packing=packing)
+    (steps,) = scorer.score_steps([("what is two?", "two plus two\nis four\nfour")])
+    read = ["two plus two\n", "two plus two\nis four\n", "two plus two\nis four\nfour"]
+    expected = [good(exact(scorer, text_until(scorer, "what is two?", part))) for part in read]
+    np.testing.assert_allclose(steps, expected, atol=1e-6)
+    assert len(set(np.round(expected, 4))) == 3
+    assert scorer.score([("what is two?", "two plus two\nis four\nfour")])[0] == pytest.approx(min(expected), abs=1e-6)
+
+
+@pytest.mark.parametrize("how", ["min", "product", "mean", "last"])
+def test_steps_are_gathered_as_the_contract_says(how: str) -> None:
+    """Three classes, of which neutral is good too; steps that two line breaks part."""
+    readout = Readout(("wrong", "neutral", "right"), (0.0, 1.0, 1.0), how, "\n\n")
+    scorer = untrained(readout)
+    item = ("what is two?", "two plus\ntwo\n\nis four")
+    (steps,) = scorer.score_steps([item])
+    expected = [good(exact(scorer, text_until(scorer, item[0], part)), readout.weights) for part in ("two plus\ntwo\n\n", "two plus\ntwo\n\nis four")]
+    np.testing.assert_allclose(steps, expected, atol=1e-6)
+    gathered = {"min": min(expected), "product": expected[0] * expected[1], "mean": sum(expected) / 2, "last": expected[1]}[how]
+    assert scorer.score([item])[0] == pytest.approx(gathered, abs=1e-6)
+
+
+@pytest.mark.parametrize("packing", ["auto", "padded"])
+@pytest.mark.parametrize("kind", ["qwen3", "llama"])
+def test_steps_of_a_cut_prompt(kind: str, packing: str) -> None:
+    """The response stands whole at the end of what is left; beside it, one that fits and shares its prompt's start."""
+    scorer = untrained(STEPS, kind, packing=packing, max_length=32)
+    prompt, response = "the " * 60 + "end", "two plus two\nis four"
+    whole = scorer.encoder.encode([as_exchange((prompt, response))])[0]
+    first = len(scorer.encoder.rules.prefix)
+    kept = whole[:first] + whole[first + len(whole) - 32 :]
+    breaks = [i for i, token in enumerate(kept) if scorer.tokenizer.decode([token]) == "\n"]  # two of the separator, one in the response
+    assert len(breaks) == 3 and len(kept) == 32
+    expected = [good(exact(scorer, kept[: breaks[-1] + 1])), good(exact(scorer, kept[:-1]))]
+    cut, short = scorer.score_steps([(prompt, response), ("the the", response)], on_long="truncate_prompt")
+    np.testing.assert_allclose(cut, expected, atol=1e-6)
+    np.testing.assert_allclose(short, scorer.score_steps([("the the", response)])[0], atol=1e-6)
+    always = untrained(STEPS, kind, packing=packing, max_length=32, cut_prompts=True)
+    np.testing.assert_allclose(always.score([(prompt, response)]), [min(expected)], atol=1e-6)
+
+
+NOT_SCORED = {
+    "too long": ("the " * 100, "two\nfour"),
+    "an empty response": ("what is two?", ""),
+    "blank lines": ("what is two?", "\n \n"),
+}
+
+
+@pytest.mark.parametrize("among", [True, False], ids=["among others", "alone"])
+@pytest.mark.parametrize("packing", ["auto", "padded"])
+@pytest.mark.parametrize("name", NOT_SCORED)
+def test_responses_without_a_step_are_nan(name: str, packing: str, among: bool) -> None:
+    scorer = untrained(STEPS, packing=packing)
+    others = [("what is two?", "two\nfour"), ("what is two?", "four")] if among else []
+    items = [*others, NOT_SCORED[name]]
+    rewards, steps = scorer.score(items, on_long="nan"), scorer.score_steps(items, on_long="nan")
+    assert np.isnan(rewards).tolist() == [False] * len(others) + [True]
+    assert np.isnan(steps[-1]).all() and len(steps[-1]) <= 1
+    if among:
+        np.testing.assert_allclose(rewards[:2], scorer.score(others), atol=1e-6)
+        assert [len(one) for one in steps[:2]] == [2, 1]
+
+
+def test_steps_too_long_are_an_error_by_default() -> None:
+    with pytest.raises(DataError, match=r"conversation 1 has \d+ tokens, max_length is 64"):
+        untrained(STEPS).score([("p", "two"), NOT_SCORED["too long"]])
+
+
+def test_steps_keep_their_order_over_chunks_and_budgets(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Responses of one to five steps, each thrice, some of them chats: in any order, chunk and batch the same as alone."""
+    monkeypatch.setattr("palate.scoring.local.CHUNK", 5)
+    words = ["the sea", "the wind", "two plus two", "is four", "yes"]
+    items: list[Any] = [("say", "\n".join(words[i:])) for i in range(5)]
+    items += [conversation("say it", "\n".join(words[: i + 1])) for i in range(3)]
+    scorer = untrained(STEPS)
+    alone = [scorer.score_steps([item])[0] for item in items]
+    assert [len(one) for one in alone] == [5, 4, 3, 2, 1, 1, 2, 3]
+    order = [7, 0, 3, 3, 5, 1, 6, 2, 4, 0, 7, 1, 2, 4, 5, 6, 3, 0]
+    for together in (scorer, untrained(STEPS, token_budget=30), untrained(STEPS, packing="padded", token_budget=50)):
+        found = together.score_steps([items[i] for i in order])
+        for i, steps in zip(order, found, strict=True):
+            np.testing.assert_allclose(steps, alone[i], atol=1e-6)
+        np.testing.assert_allclose(together.score([items[i] for i in order]), [alone[i].min() for i in order], atol=1e-6)
+
+
+def test_equal_responses_have_equal_steps() -> None:
+    scorer = untrained(STEPS, token_budget=40)
+    found = scorer.score_steps([("say", f"{'the ' * (k % 3)}sea\nthe wind") for k in range(12)])
+    assert all(np.array_equal(found[i], found[k]) for k in range(3) for i in range(k, 12, 3))
+
+
+def test_equal_ids_with_other_steps() -> None:
+    """A whole text reads like a prompt and its response, but the prompt's lines are no steps: each has the steps that it has alone."""
+    scorer = untrained(STEPS)
+    items: list[Any] = [("the sea", "two\nfour"), "the sea\n\ntwo\nfour", ("the sea\n\ntwo\n", "four")]
+    alone = [scorer.score_steps([item])[0] for item in items]
+    assert [len(one) for one in alone] == [2, 3, 1]
+    for order in ([0, 1, 2], [2, 1, 0], [1, 0, 2]):
+        for i, steps in zip(order, scorer.score_steps([items[i] for i in order]), strict=True):
+            np.testing.assert_allclose(steps, alone[i], atol=1e-6)
+
+
+def test_steps_of_token_ids_are_refused_by_number() -> None:
+    with pytest.raises(DataError, match="conversation 1: steps cannot be found in a response of token ids"):
+        untrained(STEPS).score([("p", "two"), TokenIds([5, 6, 7])])

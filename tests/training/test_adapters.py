@@ -125,3 +125,12 @@ def test_quantization_needs_a_gpu() -> None:
 def test_merge_wants_an_adapter(tmp_path: Path, base_models: dict[str, Path], capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["merge", str(base_models["qwen3"]), str(tmp_path / "out")]) == 4
     assert "has no adapter_config.json" in capsys.readouterr().err
+
+
+def test_a_learned_threshold_survives_merging_at_once(tmp_path: Path, base_models: dict[str, Path]) -> None:
+    rows = [{"prompt": f"p {i}", "response_1": "a fox", "response_2": "the sea", "label": i % 3} for i in range(9)]
+    trainer = train(tmp_path / "run", base_models["qwen3"], rows, adapter_config({"type": "lora"}), loss={"type": "davidson"}, ties="soft")
+    learned = trainer._loss_parameters()["tie_threshold"].tolist()
+    trainer.save_merged(str(tmp_path / "merged"))
+    contract = load_scorer(tmp_path / "merged").contract
+    assert contract is not None and contract.loss_parameters["tie_threshold"] == pytest.approx(learned)

@@ -95,7 +95,9 @@ def test_a_data_set_gets_the_embedding_of_each_row_s_own_prompt(cache: Path, req
     """Rows keep their order, equal prompts are equal to the bit, and a second run loads no model."""
     data = numbered(PROMPTS)
     first = with_prompt_embeddings(data, None)
-    assert sorted(first.column_names) == ["group", "prompt_embedding"] and list(first["group"]) == [0, 1, 2, 3]
+    assert sorted(first.column_names) == ["group", "prompt_embedding", "prompt_number"] and list(first["group"]) == [0, 1, 2, 3]
+    numbers = list(first["prompt_number"])
+    assert numbers[0] == numbers[2] and len(set(numbers)) == 3, "equal prompts share a number"
     vectors = np.array(list(first["prompt_embedding"]), dtype=np.float32)
     np.testing.assert_allclose(vectors, mean_pooled(default_encoder(), PROMPTS).numpy(), atol=1e-5)
     np.testing.assert_array_equal(vectors[0], vectors[2])
@@ -121,6 +123,16 @@ def test_other_texts_and_other_encoders_are_computed_anew(seen: list[str], cache
     assert seen == ["a", "b", "a", "b", "a", "bb"] and len(list(cache.iterdir())) == 3
     np.testing.assert_array_equal(embed_prompts(["a", "b"], "one/encoder"), first)
     assert len(seen) == 6
+
+
+def test_a_local_encoder_that_was_trained_again_is_asked_again(seen: list[str], tmp_path: Path) -> None:
+    folder = tmp_path / "encoder"
+    folder.mkdir()
+    for content, total in (("one", 1), ("other", 2)):
+        (folder / "model.safetensors").write_text(content)
+        for _ in range(2):
+            embed_prompts(["a"], str(folder))
+        assert len(seen) == total
 
 
 def test_texts_that_join_alike_are_told_apart(seen: list[str]) -> None:
@@ -156,6 +168,8 @@ def test_prompts_of_encoded_data_reach_the_batch(seen: list[str]) -> None:
     expected = Letters([], scale=11.0).encode(["aaa", "user: eee"], normalize_embeddings=True)
     assert sorted(seen) == ["aaa", "user: eee"]
     torch.testing.assert_close(batch["prompt_embedding"], torch.tensor(expected[[0, 0, 0, 1]], dtype=torch.float32))
+    first, second = batch["prompt_number"][0].item(), batch["prompt_number"][3].item()
+    assert batch["prompt_number"].tolist() == [first, first, first, second] and first != second
 
 
 @pytest.mark.parametrize("name", ["no-such/encoder", "./no/such/folder", "not a name at all", "empty"])

@@ -235,22 +235,24 @@ def test_learned_thresholds_start_where_they_should() -> None:
 # --- and of the data ------------------------------------------------------------------------------------------------------------------------------
 
 NO_PAIRS: dict[str, Any] = {"comparisons": False}
+ALONE: dict[str, Any] = {**NO_PAIRS, "ignores_margins": True}
 DATA: dict[str, tuple[dict[str, Any], Supervision]] = {
     "bradley_terry": ({}, Supervision()),
     "margins": ({"margins": {"source": "ratings", "scale": 0.5, "clip": 2.0}}, Supervision(margins=MarginRule("ratings", 0.5, 2.0))),
     "no margins": ({"margins": "none"}, Supervision(margins=MarginRule("none"))),
     "scaled": ({"type": "scaled_bradley_terry"}, Supervision(scaled=True)),
-    "ties": ({"type": "davidson"}, Supervision()),
-    "plackett_luce": ({"type": "plackett_luce"}, Supervision(**NO_PAIRS, ranks=True)),
-    "listwise by an attribute": ({"type": "listwise_softmax", "rating": "help"}, Supervision(**NO_PAIRS, ranks=True, rank_by="help")),
-    "regression": ({"type": "regression", **TWO}, Supervision(**NO_PAIRS, attributes=("help", "truth"))),
-    "ordinal": ({"type": "ordinal", "levels": [1, 2], "rating": "help"}, Supervision(**NO_PAIRS, attributes=("help",))),
-    "outcome": ({"type": "outcome"}, Supervision(**NO_PAIRS, attributes=("label",))),
-    "token_outcome": ({"type": "token_outcome"}, Supervision(**NO_PAIRS, attributes=("label",), reads="response")),
-    "token_divergence": ({"type": "token_divergence"}, Supervision(reads="divergence")),
-    "with padding": ({"type": "token_divergence", "padding": "include"}, Supervision(reads="divergence_padded")),
-    "steps": ({"type": "steps"}, Supervision(**NO_PAIRS, reads="steps", classes=2)),
-    "last steps": ({"type": "steps", "classes": 3, "last_step_only": True}, Supervision(**NO_PAIRS, reads="steps", classes=3, last_step_only=True)),
+    "ties": ({"type": "davidson"}, Supervision(ignores_margins=True)),
+    "margins left unread": ({"type": "davidson", "margins": "none"}, Supervision(margins=MarginRule("none"))),
+    "plackett_luce": ({"type": "plackett_luce"}, Supervision(**ALONE, ranks=True)),
+    "listwise by an attribute": ({"type": "listwise_softmax", "rating": "help"}, Supervision(**ALONE, ranks=True, rank_by="help")),
+    "regression": ({"type": "regression", **TWO}, Supervision(**ALONE, attributes=("help", "truth"))),
+    "ordinal": ({"type": "ordinal", "levels": [1, 2], "rating": "help"}, Supervision(**ALONE, attributes=("help",), levels=(1.0, 2.0), leveled="help")),
+    "outcome": ({"type": "outcome"}, Supervision(**ALONE, attributes=("label",), outcomes=("label",))),
+    "token_outcome": ({"type": "token_outcome"}, Supervision(**ALONE, attributes=("label",), outcomes=("label",), reads="response")),
+    "token_divergence": ({"type": "token_divergence"}, Supervision(reads="divergence", ignores_margins=True)),
+    "with padding": ({"type": "token_divergence", "padding": "include"}, Supervision(reads="divergence_padded", ignores_margins=True)),
+    "steps": ({"type": "steps", "separator": "\n\n"}, Supervision(**ALONE, reads="steps", classes=2, separator="\n\n")),
+    "last steps": ({"type": "steps", "classes": 3, "last_step_only": True}, Supervision(**ALONE, reads="steps", classes=3, last_step_only=True)),
     "mixed": ({"terms": [{"type": "plackett_luce"}, {"type": "hinge"}, {"type": "regression"}]}, Supervision(ranks=True, attributes=("score",))),
     "lengths": ({"length_decorrelation": True}, Supervision(lengths=True)),
     "text": ({"text": True}, Supervision(text=True)),
@@ -264,7 +266,6 @@ def test_what_is_read_of_the_data(name: str) -> None:
     made = plan(from_config(section))
     assert made.supervision == supervision
     assert made.on_tokens == (supervision.reads != "last" or supervision.text)
-    assert plan(from_config(section), off_topic=3).supervision.off_topic == 3
 
 
 def coefficients(made: Plan) -> dict[str, float]:
@@ -295,6 +296,22 @@ WRONG: dict[str, tuple[dict[str, Any], str]] = {
         for name, value in {"centering": 0.1, "zero_sum": 0.1, "length_decorrelation": True, "text": True, "cross_prompt": True}.items()
     },
     "steps and pairs": ({"terms": [{"type": "steps"}, BT]}, "steps gives classes, not a reward that other terms could share; let it stand alone"),
+    "two readings of a ranking": (
+        {"terms": [PL, {"type": "listwise_softmax"}]},
+        "plackett_luce and listwise_softmax would read one ranking in two ways; train one of them",
+    ),
+    **{
+        f"weights of {name}": ({**section, "reward_weights": {"help": 1.0}}, "reward_weights weigh the attributes of one regression, gaussian or quantile term")
+        for name, section in {
+            "nothing": {},
+            "an outcome": {"type": "outcome"},
+            "steps": {"type": "steps"},
+            "one attribute": {"type": "regression", "attributes": "help"},
+            "attributes beside a reward": {"terms": [BT, {"type": "regression", "attributes": ["help", "truth"]}]},
+        }.items()
+    },
+    "an attribute twice": ({"type": "regression", "attributes": ["help", "help"]}, "an attribute stands twice"),
+    "an attribute named reward": ({"type": "gaussian", "attributes": ["reward", "help"]}, "an attribute named reward would be taken for the reward"),
     "two heads for attributes": (
         {"terms": [{"type": "regression"}, {"type": "gaussian"}]},
         "regression and gaussian would give the same attributes two heads; train one of them",
@@ -320,7 +337,7 @@ WRONG: dict[str, tuple[dict[str, Any], str]] = {
     "text and tokens": ({"type": "token_divergence", "text": True}, "text reads other tokens than token_divergence; train one of them"),
     **{
         f"length and {kind}": ({"type": kind, "length_decorrelation": True}, "adds a length head to one reward; it goes with pairwise and listwise terms")
-        for kind in ("token_divergence", "token_outcome", "regression", "gaussian", "quantile")
+        for kind in ("token_divergence", "token_outcome", "regression", "gaussian", "quantile", "outcome")
     },
     "unbiased without a chance": ({"unbiased": True}, "unbiased needs label_smoothing, the chance that a label is flipped"),
     "falling quantiles": ({"type": "quantile", "quantiles": [0.5, 0.1]}, "expected numbers between 0 and 1, each larger than the last"),
@@ -346,20 +363,12 @@ def test_wrong_combinations(tmp_path: Path, name: str) -> None:
         from_flags(*(part for key, value in section.items() for part in (f"--loss.{key}", json.dumps(value))))
 
 
-@pytest.mark.parametrize(
-    "section",
-    [
-        {"reward_weights": {"help": 1.0}},
-        {"type": "outcome", "reward_weights": {"label": 1.0}},
-        {"terms": [BT, {"type": "regression", **TWO}], "reward_weights": {"help": 1.0, "truth": 2.0}},
-        {"type": "steps", "reward_weights": {"right": 1.0}},
-    ],
-    ids=str,
-)
-def test_weights_that_no_reward_is_made_of_are_refused(section: dict[str, Any]) -> None:
-    """Where the reward is an output of its own, weights of attributes would go unread."""
-    with pytest.raises(ConfigError, match="reward_weights"):
-        plan(from_config(section))
+@pytest.mark.parametrize("section", [{"type": "regression"}, {"type": "scaled_bradley_terry"}, {"type": "plackett_luce"}, {"type": "steps"}], ids=str)
+def test_off_topic_negatives_need_a_term_that_compares(section: dict[str, Any]) -> None:
+    with pytest.raises(ConfigError, match=f"which {section['type']} does not compare"):
+        plan(from_config(section), off_topic=1)
+    assert plan(from_config(section)).settings == from_config(section)
+    assert plan(from_config({"terms": [BT, {"type": "regression"}]}), off_topic=1).supervision.comparisons
 
 
 def test_weights_of_unknown_attributes_are_refused() -> None:
@@ -440,14 +449,14 @@ def test_a_key_of_the_section_in_a_term_is_sent_to_the_section(key: str) -> None
 @pytest.mark.parametrize(
     ("fields", "sentence"),
     [
-        ({"loss": {"label_smoothing": 0.7}}, r"^loss\.label_smoothing: is 0\.7"),
+        ({"loss": {"label_smoothing": 0.7}}, r"^loss\.label_smoothing:? is 0\.7"),
         ({"loss": {"unbiased": True}}, "^loss: unbiased needs label_smoothing"),
         ({"loss": {"type": "hinge", "gamma": 1}}, r"^unknown key loss\.gamma; known keys: weight, label_smoothing"),
         ({"loss": {"margin": "none"}}, r"^unknown key loss\.margin; did you mean margins\?"),
         ({"loss": {"type": "ordinal"}}, r"^loss\.levels:? (is missing|field required)"),
         ({"loss": {"terms": [BT, {"type": "ordinal"}]}}, r"^loss\.terms\.1\.levels:? (is missing|field required)"),
         ({"loss": {"terms": [BT, {"type": "hinge", "gamma": 1}]}}, r"^unknown key loss\.terms\.1\.gamma"),
-        ({"label_smoothing": 0.7}, r"label_smoothing: is 0\.7"),
+        ({"label_smoothing": 0.7}, r"label_smoothing:? is 0\.7"),
         ({"loss_type": "hing"}, "type is 'hing'; did you mean hinge\\?"),
     ],
     ids=str,

@@ -12,9 +12,9 @@ import torch
 from tests.conftest import TOKENIZERS, tiny_model
 
 from palate.data.collation import MODEL_KEYS
+from palate.data.divergence import divergence_span
 from palate.data.loading import load_groups
 from palate.errors import ConfigError, DataError, ModelError
-from palate.losses.tokenwise import divergence_span
 from palate.models.checkpoints import read_contract
 from palate.scoring.local import load_scorer
 from palate.training.config import RewardConfig
@@ -282,7 +282,7 @@ def test_off_topic_negatives(tmp_path: Path) -> None:
 
 WRONG: dict[str, tuple[Any, dict[str, Any], str]] = {
     "no ranking": (outcomes, {"type": "plackett_luce"}, "without a ranking"),
-    "margins ignored": (margins, {"type": "plackett_luce"}, "margins, which plackett_luce ignores"),
+    "margins ignored": (margins, {"type": "plackett_luce"}, "has a margin, which the loss ignores"),
     "margins asked of a loss without": (margins, {"type": "rao_kupper", "margins": "column"}, "read by no term"),
     "scaled without margins": (pairs, {"type": "scaled_bradley_terry"}, "without a margin to scale by"),
     "strength that is not there": (pairs, {"margins": "llama2_small"}, "no comparison of the train data has a margin"),
@@ -292,7 +292,17 @@ WRONG: dict[str, tuple[Any, dict[str, Any], str]] = {
     "an outcome that is a score": (ratings, {"type": "outcome", "rating": "helpfulness"}, "between 0 and 1"),
     "a level that is not named": (ratings, {"type": "ordinal", "rating": "helpfulness", "levels": [1, 2, 3]}, "levels"),
     "a third class": (lambda: stepwise(3), {"type": "steps"}, "classes: 3"),
-    "weights of unknown attributes": (ratings, {"type": "regression", "attributes": ["helpfulness"], "reward_weights": {"humour": 1}}, "humour"),
+    "weights of unknown attributes": (ratings, {"type": "regression", "attributes": ["helpfulness", "verbosity"], "reward_weights": {"humour": 1}}, "humour"),
+    "weights of no attributes": (pairs, {"reward_weights": {"humour": 1}}, "weigh the attributes"),
+    "an attribute twice": (ratings, {"type": "regression", "attributes": ["helpfulness", "helpfulness"]}, "stands twice"),
+    "an attribute called reward": (ratings, {"type": "regression", "attributes": ["reward", "verbosity"]}, "taken for the reward"),
+    "two rankings": (rankings, {"terms": [{"type": "plackett_luce"}, {"type": "listwise_softmax"}]}, "one ranking in two ways"),
+    "length beside outcomes": (outcomes, {"type": "outcome", "length_decorrelation": 1}, "adds a length head"),
+    "sides that begin apart": (
+        lambda: [{"prompt": "", "chosen": "fox", "rejected": "sea"}] * 8,
+        {"type": "token_divergence"},
+        "first token of both sides differs",
+    ),
     "two tokenwise": (pairs, {"terms": [{"type": "token_divergence"}, {"type": "token_outcome"}]}, "different tokens"),
     "options of another loss": (rankings, {"type": "plackett_luce", "label_smoothing": 0.1}, "unknown key"),
     "steps and centering": (stepwise, {"type": "steps", "centering": 0.1}, "stand alone"),
@@ -371,3 +381,104 @@ def test_text_log_probabilities_are_those_of_the_language_model(tmp_path: Path) 
         logp = torch.log_softmax(hidden @ trainer.model.model.embed_tokens.weight.T, 1)
         expected = logp[start - 1 : -1].gather(1, ids[start:, None]).sum()
         torch.testing.assert_close(text[n], expected, rtol=1e-5, atol=1e-4)
+
+
+def test_off_topic_negatives_need_a_comparison(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="which outcome does not compare"):
+        make(tmp_path, "outcome", off_topic_negatives=1, train=False)
+
+
+def test_off_topic_negatives_go_with_margins_and_never_cost_a_group(tmp_path: Path) -> None:
+    """Negatives that are too long, or are the group's own text, are left out and counted; weights of a group add up to what they were."""
+    rows = [{**row, "weight": 0.5} for row in pairs()] + [{"prompt": "long", "chosen": text(0, 60), "rejected": "no"}]
+    trainer = make(tmp_path, "x", data=rows, loss={"type": "bradley_terry"}, off_topic_negatives=2, max_length=60, train=False)
+    report = trainer.reports["train"]
+    assert report.kept["list"] == 16 and report.facts["off-topic negatives"] > 0
+    assert report.dropped["list"] == {"longer than 60 tokens": 1}
+    assert all(sum(row["weight"]) == pytest.approx(0.5) for row in trainer.train_dataset)
+
+
+def test_mixed_terms_where_one_has_nothing(tmp_path: Path) -> None:
+    """ODIN's overlap is a share of the step, not of a term: a first term without items left it at 0/0."""
+    rows = [{"prompt": f"p {i}", "response_1": text(i, 3), "response_2": text(i + 1, 5), "label": 1} for i in range(8)]
+    loss = {"terms": [{"type": "rao_kupper", "threshold": 2.0}, {"type": "bradley_terry"}], "length_decorrelation": 0.5}
+    rows[0]["label"] = 0
+    trainer = make(tmp_path, "rao_kupper", data=rows, loss=loss, per_device_train_batch_size=1, max_steps=4)
+    assert torch.isfinite(parameters(trainer)).all() and "head_overlap" in trainer.state.log_history[0]
+
+
+def test_dpo_refuses_data_that_come_after_training(tmp_path: Path) -> None:
+    trainer = make(tmp_path, "text, dpo", max_steps=1)
+    assert math.isfinite(trainer.evaluate()["eval_loss"])
+    with pytest.raises(ConfigError, match="the model before training, which is gone"):
+        trainer.evaluate(load_groups(pairs()).groups)
+
+
+@pytest.mark.parametrize("levels", [[0.1, 0.2, 0.3], [1, 2.5, 4]])
+def test_levels_between_whole_numbers(tmp_path: Path, levels: list[float]) -> None:
+    rows = [{"prompt": f"p {i}", "response": text(i, 3), "score": levels[i % 3]} for i in range(9)]
+    trainer = make(tmp_path, "x", data=rows, loss={"type": "ordinal", "levels": levels}, max_steps=1)
+    assert math.isfinite(losses(trainer)[0])
+
+
+@pytest.mark.parametrize(
+    ("rows", "loss", "words"),
+    [
+        (ratings, {"type": "ordinal", "rating": "helpfulness", "levels": [0, 1, 2]}, "name every value"),
+        (ratings, {"type": "outcome", "rating": "helpfulness"}, "between 0 and 1"),
+        (lambda: stepwise(3), {"type": "steps"}, "classes: 3"),
+        (margins, {"type": "plackett_luce"}, "has a margin, which the loss ignores"),
+    ],
+)
+def test_streams_are_checked_row_by_row(tmp_path: Path, rows: Any, loss: dict[str, Any], words: str) -> None:
+    from datasets import IterableDataset
+
+    outputs = plan(RewardConfig(output_dir=str(tmp_path), loss=loss, use_cpu=True, report_to="none").loss_settings()).readout.outputs
+    trainer = RewardTrainer(
+        model=tiny_model("qwen3", num_labels=len(outputs)),
+        args=RewardConfig(output_dir=str(tmp_path), loss=loss, max_steps=4, use_cpu=True, report_to="none", disable_tqdm=True),
+        train_dataset=IterableDataset.from_generator(lambda: iter(rows())),
+        processing_class=TOKENIZERS["qwen3"](),
+    )
+    with pytest.raises(DataError, match=words):
+        trainer.train()
+
+
+def test_encoded_data_of_other_attributes_are_refused(tmp_path: Path) -> None:
+    """Columns carry the attribute's name: data encoded for one are not read as another."""
+    trainer = make(tmp_path, "gaussian", train=False)
+    with pytest.raises(DataError, match="no column rating verbosity"):
+        RewardTrainer(
+            model=tiny_model("qwen3"),
+            args=RewardConfig(output_dir=str(tmp_path), loss={"type": "regression", "attributes": "verbosity"}, use_cpu=True, report_to="none"),
+            train_dataset=trainer.train_dataset,
+            processing_class=TOKENIZERS["qwen3"](),
+        )
+
+
+def test_prompts_that_repeat_are_one_prompt_across(tmp_path: Path) -> None:
+    """Two rows of one prompt never meet each other's sides."""
+    rows = pairs()[:2] + [{**pairs()[0], "chosen": "another fox"}]
+    trainer = make(tmp_path, "cross_prompt", data=rows, train=False)
+    numbers = trainer.train_dataset["prompt_number"]
+    assert numbers[0] == numbers[2] != numbers[1]
+
+
+def test_step_rewards_while_training_are_those_of_scoring(tmp_path: Path) -> None:
+    trainer = make(tmp_path / "run", "steps", max_steps=1)
+    metrics = trainer.evaluate()
+    trainer.save_model(str(tmp_path / "saved"))
+    exchanges = [exchange for group in load_groups(stepwise()).groups for exchange in group.exchanges()]
+    rewards = load_scorer(tmp_path / "saved").score(exchanges)
+    assert [metrics[f"eval_{name}_reward"] for name in ("min", "mean", "max")] == pytest.approx([rewards.min(), rewards.mean(), rewards.max()], rel=1e-4)
+
+
+def test_a_separator_of_ones_own(tmp_path: Path) -> None:
+    """Steps are joined in training where a response is cut in scoring; a step that holds the separator is left out and counted."""
+    rows = [*stepwise(), {"prompt": "p", "completions": ["one ## two", "three"], "labels": [True, True]}]
+    trainer = make(tmp_path / "run", "steps", data=rows, loss={"type": "steps", "separator": " ## "}, max_steps=1)
+    (reason,) = trainer.reports["train"].dropped["list"]
+    assert "step holds the separator" in reason and " ## " in trainer.processing_class.decode(trainer.train_dataset[0]["token_ids"][0])
+    trainer.save_model(str(tmp_path / "saved"))
+    (steps,) = load_scorer(tmp_path / "saved").score_steps([("p", "the fox ## the sea")])
+    assert len(steps) == 2

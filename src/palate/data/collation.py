@@ -5,9 +5,9 @@
 
 Every response stands once, however many comparisons point to it. Where the loss asks for more, the batch also holds
 
-    response_group [N], rank [N], rating [N, A] (NaN = missing), response_length [N], prompt_embedding [P, E], reference [N]
+    response_group [N], rank [N], rating [N, A] (NaN = missing), response_length [N], prompt_embedding [P, E], prompt_number [P], reference [N]
     read_row [R], read_position [R], last_read [N]     tokens to read, response after response; which of them speaks for each response
-    read_label [R]                                     class of the step that ends at a token read, or -100
+    read_label [R], read_step [R]                      class of the step that ends at a token read, or -100; whether one ends there
     next_token [R]                                     the token that follows a token read, or -100
     divergence_start [P], divergence_stop [P]          positions that a comparison compares token by token
 """
@@ -21,16 +21,15 @@ from typing import Any
 
 import torch
 
-from palate.data.tokenization import PAIRWISE, EncodedGroup, common_prefix, shared_prefix
-from palate.types import Supervision, text_of
+from palate.data.divergence import compared_span
+from palate.data.supervision import PAIRWISE
+from palate.data.tokenization import EncodedGroup, shared_prefix
+from palate.types import IGNORED, Supervision, text_of
 
 FLOAT_KEYS = ("margin", "weight", "probability")
 COMPARISON_KEYS = ("chosen", "rejected", "margin", "weight", "probability", "group")
 MODEL_KEYS = ("input_ids", "attention_mask", "position_ids", "token_type_ids", "trees", "read_row", "read_position", "next_token")
 """What a part holds for the model's forward; everything else is for the loss."""
-
-IGNORED = -100
-"""A token without a label (PyTorch's `ignore_index`)."""
 
 
 def encoded_row(encoded: EncodedGroup, index: int, supervision: Supervision = PAIRWISE) -> dict[str, Any]:
@@ -59,22 +58,22 @@ def encoded_row(encoded: EncodedGroup, index: int, supervision: Supervision = PA
 def extra_columns(supervision: Supervision) -> tuple[str, ...]:
     """Columns of an encoded row beyond those that every loss gets."""
     found = {
-        "rank": supervision.ranks,
-        "rating": bool(supervision.attributes),
+        "rank" + (f" {supervision.rank_by}" if supervision.rank_by else ""): supervision.ranks,
         "start": supervision.reads == "response" or supervision.lengths or supervision.text,
         "step_end": bool(supervision.classes),
         "step_label": bool(supervision.classes),
         "prompt": supervision.prompts,
     }
-    return tuple(name for name, wanted in found.items() if wanted)
+    return (*(name for name, wanted in found.items() if wanted), *(f"rating {name}" for name in supervision.attributes))
 
 
 def _extra(name: str, encoded: EncodedGroup, supervision: Supervision) -> Any:
     group, k = encoded.group, len(encoded.token_ids)
-    if name == "rank":
+    kind, _, attribute = name.partition(" ")
+    if kind == "rank":
         return list(group.ranks or [math.nan] * k)
-    if name == "rating":
-        return [[rating.get(attribute, math.nan) for attribute in supervision.attributes] for rating in group.ratings or [{}] * k]
+    if kind == "rating":
+        return [rating.get(attribute, math.nan) for rating in group.ratings or [{}] * k]
     if name == "start":
         return list(encoded.starts)
     if name == "step_end":
@@ -123,18 +122,27 @@ def supervision_columns(rows: Sequence[Mapping[str, Any]], supervision: Supervis
         return columns
     sizes = [len(row["token_ids"]) for row in rows]
     columns["response_group"] = torch.tensor([row["group"] for row in rows]).repeat_interleave(torch.tensor(sizes))
-    for name in ("rank", "rating", "reference"):
-        if name in rows[0]:
-            columns[name] = torch.tensor([value for row in rows for value in row[name]], dtype=torch.float32)
+    if supervision.ranks:
+        columns["rank"] = _responses(rows, next(name for name in extra_columns(supervision) if name.startswith("rank")))
+    if supervision.attributes:
+        columns["rating"] = torch.stack([_responses(rows, f"rating {name}") for name in supervision.attributes], dim=1)
+    if "reference" in rows[0]:
+        columns["reference"] = _responses(rows, "reference")
     if supervision.lengths:
         own = [len(ids) - start for row in rows for ids, start in zip(row["token_ids"], row["start"], strict=True)]
         columns["response_length"] = torch.tensor(own, dtype=torch.float32)
     if "prompt_embedding" in rows[0]:
-        embeddings = torch.tensor([row["prompt_embedding"] for row in rows], dtype=torch.float32)
-        columns["prompt_embedding"] = embeddings.repeat_interleave(torch.tensor([len(row["chosen"]) for row in rows]), dim=0)
+        comparisons = torch.tensor([len(row["chosen"]) for row in rows])
+        columns["prompt_embedding"] = torch.tensor([row["prompt_embedding"] for row in rows], dtype=torch.float32).repeat_interleave(comparisons, dim=0)
+        columns["prompt_number"] = torch.tensor([row["prompt_number"] for row in rows]).repeat_interleave(comparisons)
     if supervision.reads != "last" or supervision.text:
         columns |= read_columns(rows, supervision)
     return columns
+
+
+def _responses(rows: Sequence[Mapping[str, Any]], name: str) -> torch.Tensor:
+    """A column with one number a response. [N]"""
+    return torch.tensor([value for row in rows for value in row[name]], dtype=torch.float32)
 
 
 def comparison_columns(rows: Sequence[Mapping[str, Any]]) -> dict[str, torch.Tensor]:
@@ -166,6 +174,7 @@ def read_columns(rows: Sequence[Mapping[str, Any]], supervision: Supervision) ->
             if supervision.classes:
                 labels = dict(zip(row["step_end"], row["step_label"], strict=True))
                 columns.setdefault("read_label", []).extend(labels.get(t, IGNORED) for t in read)
+                columns.setdefault("read_step", []).extend(t in labels for t in read)
             if supervision.text:
                 columns.setdefault("next_token", []).extend(ids[t + 1] if row["start"][k] - 1 <= t < len(ids) - 1 else IGNORED for t in read)
             positions.extend(read)
@@ -173,10 +182,13 @@ def read_columns(rows: Sequence[Mapping[str, Any]], supervision: Supervision) ->
             response += 1
         if supervision.reads.startswith("divergence"):
             for a, b in zip(row["chosen"], row["rejected"], strict=True):
-                start, stop = _span(row["token_ids"][a], row["token_ids"][b], padding=supervision.reads == "divergence_padded")
-                columns.setdefault("divergence_start", []).append(start)
-                columns.setdefault("divergence_stop", []).append(stop)
-    return {name: torch.tensor(values, dtype=torch.long) for name, values in {"read_row": read_row, "read_position": positions, **columns}.items()}
+                span = compared_span(row["token_ids"][a], row["token_ids"][b], padding=supervision.reads == "divergence_padded")
+                columns.setdefault("divergence_start", []).append(span.start)
+                columns.setdefault("divergence_stop", []).append(span.stop)
+    return {
+        name: torch.tensor(values, dtype=torch.bool if name == "read_step" else torch.long)
+        for name, values in {"read_row": read_row, "read_position": positions, **columns}.items()
+    }
 
 
 def _positions(row: Mapping[str, Any], k: int, supervision: Supervision, parting: int, longest: int) -> list[int]:
@@ -191,10 +203,3 @@ def _positions(row: Mapping[str, Any], k: int, supervision: Supervision, parting
     if supervision.reads == "divergence_padded":  # the padding of the shorter responses of a group takes part
         return list(range(parting, longest))
     return list(range(parting, length))
-
-
-def _span(chosen: Sequence[int], rejected: Sequence[int], *, padding: bool) -> tuple[int, int]:
-    """Where two sequences are compared token by token (see losses/tokenwise.py): from where they part to the end of the shorter, or of the longer."""
-    start = common_prefix([chosen, rejected])
-    stop = max(len(chosen), len(rejected)) if padding else min(len(chosen), len(rejected))
-    return (start, stop) if start < stop else (stop - 1, stop)

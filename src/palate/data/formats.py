@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 
 from palate.data.pairing import from_probability, from_scores, from_votes, overall
 from palate.errors import DataError, RowError
-from palate.types import Comparison, Conversation, Message, PreferenceGroup, Step, TokenIds, text_of
+from palate.types import STEP_SEPARATOR, Comparison, Conversation, Message, PreferenceGroup, Step, TokenIds, text_of
 
 Row = Mapping[str, Any]
 
@@ -393,7 +393,10 @@ def _listed(row: Row, column: str, k: int) -> list[Any]:
 def _rating(value: Any, column: str) -> dict[str, float]:
     """One response's absolute score: a number, repeated numbers (their mean), or numbers by attribute."""
     if isinstance(value, Mapping):
-        return {str(name): _number(item, f"{column}.{name}", kind="ragged") for name, item in value.items() if item is not None}
+        rating = {str(name): _number(item, f"{column}.{name}", kind="ragged") for name, item in value.items() if item is not None}
+        if not rating:
+            raise RowError("ragged", f"`{column}` has an entry without a number")
+        return rating
     if isinstance(value, (list, tuple)):
         numbers = [_number(item, column, kind="ragged") for item in value]
         if not numbers:
@@ -434,7 +437,8 @@ def parse_ranking(row: Row) -> PreferenceGroup:
     else:
         raise RowError("missing column", f"`{column}` comes without {', '.join((*SCORE_LISTS, 'ranks', 'comparisons'))}: nothing says which is better")
     used = (*PROMPTS, column, *SCORE_LISTS, "ranks", "comparisons")
-    return _group(row, used, prompt, responses, comparisons, ratings, ranks)
+    weight = _weight(row)
+    return _group(row, used, prompt, responses, [c._replace(weight=weight) for c in comparisons], ratings, ranks)
 
 
 def _explicit_comparisons(triples: Any, k: int) -> tuple[Comparison, ...]:
@@ -477,7 +481,7 @@ def parse_two_responses(row: Row) -> PreferenceGroup:
         if not votes or not any(vote in (0, 1, 2) for vote in votes):
             return _group(row, used, prompt, responses)  # nobody decided: no comparison, counted by validation
         counts = [sum(1 for vote in votes if vote == option) for option in (1, 2, 0)]
-        return _group(row, used, prompt, responses, [from_votes(*counts)._replace(weight=weight)])
+        return _group(row, used, prompt, responses, [from_votes(*counts)._replace(margin=margin, weight=weight, strength=_strength(row))])
     key = str(int(label) if isinstance(label, float) and label.is_integer() else label).strip().lower()
     if pair == ("response_0", "response_1"):  # PKU-SafeRLHF numbers its responses from 0
         key = {"0": "1", "1": "2"}.get(key, key)
@@ -528,15 +532,11 @@ def parse_soft_label(row: Row) -> PreferenceGroup:
     else:
         _, prompt = _prompt(row)
         base = _group(row, (*PROMPTS, *pair, column), prompt, [_as_response(row[c], c, prompt) for c in pair])
-    comparison = from_probability(second)._replace(weight=_weight(row), margin=_margin(row))
+    comparison = from_probability(second)._replace(weight=_weight(row), margin=_margin(row), strength=_strength(row))
     return replace(base, comparisons=(comparison,))
 
 
 # --- single responses -------------------------------------------------------------------------------------------------------------------
-
-
-STEP_SEPARATOR = "\n"
-"""Joins the steps of a response (TRL's default), and cuts a response into steps when it is scored."""
 
 
 def parse_stepwise(row: Row) -> PreferenceGroup:
@@ -545,10 +545,15 @@ def parse_stepwise(row: Row) -> PreferenceGroup:
     steps = [_text(step, "completions") for step in row["completions"]]
     labels = _listed(row, "labels", len(steps))
     response = _as_response(STEP_SEPARATOR.join(steps), "completions", prompt)
-    marked = [Step(step, None if label is None else int(_number(label, "labels", kind="label"))) for step, label in zip(steps, labels, strict=True)]
-    if wrong := [step.label for step in marked if step.label not in (None, -1, 0, 1)]:
-        raise RowError("label", f"column `labels` holds {wrong[0]!r}, expected true or false, or 1, 0, -1 (PRM800K: right, neutral, wrong)")
+    marked = [Step(step, None if label is None else _step_label(label)) for step, label in zip(steps, labels, strict=True)]
     return _group(row, (*PROMPTS, "completions", "labels"), prompt, [response], steps=marked)
+
+
+def _step_label(value: Any) -> int:
+    label = _number(value, "labels", kind="label")
+    if label not in (-1, 0, 1):
+        raise RowError("label", f"column `labels` holds {value!r}, expected true or false, or 1, 0, -1 (PRM800K: right, neutral, wrong)")
+    return int(label)
 
 
 def _single(row: Row) -> tuple[Conversation, Conversation, tuple[str, ...]]:
@@ -701,15 +706,17 @@ def detect_layout(columns: Iterable[str]) -> Layout:
     )
 
 
-def parse_row(row: Row, layout: Layout | None = None, *, margins: bool = True, compared: bool = True) -> PreferenceGroup:
+def parse_row(row: Row, layout: Layout | None = None, *, margins: bool = True, strengths: bool = False, compared: bool = True) -> PreferenceGroup:
     """One row as a PreferenceGroup. Raises RowError (kind, message) when the row does not hold what its layout promises.
 
-    `margins=False` leaves a `margin` column unread: a pair with an unusable margin is still a pair where no loss asks for it.
+    `margins=False` leaves a `margin` column unread: a pair with an unusable margin is still a pair where no loss asks for it. `strengths=True` reads a
+    `strength` column.
     `compared=False` is for scoring: empty and identical responses are rows like any other.
     """
     layout = layout or detect_layout(row)
-    if not margins:
-        row = {key: value for key, value in row.items() if key != "margin"}
+    unread = {name for name, read in (("margin", margins), ("strength", strengths)) if not read}
+    if unread & row.keys():
+        row = {key: value for key, value in row.items() if key not in unread}
     if not layout.recognised(frozenset(row)):
         wanted = [name for name in re.findall(r"\w+", layout.columns) if name not in row]
         near = {name: match[0] for name in wanted if (match := difflib.get_close_matches(name, row, n=1))}

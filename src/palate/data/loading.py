@@ -70,14 +70,16 @@ def load_groups(
     on_bad_row: str = "error",
     name: str | None = None,
     margins: bool = True,
+    strengths: bool = False,
 ) -> Loaded:
     """All preference groups of one source.
 
     `columns` maps our column names to the source's ({"chosen": "better"}). `on_bad_row`: "error" raises one DataError that counts every kind of
-    bad row and quotes the first ones; "drop" leaves them out, counted in the report. `margins=False` leaves a margin column unread.
+    bad row and quotes the first ones; "drop" leaves them out, counted in the report. `margins=False` leaves a margin column unread,
+    `strengths=True` reads a strength column.
     """
     report = LoadReport(name or source_name(source))
-    groups = list(iter_groups(source, report, split=split, columns=columns, margins=margins))
+    groups = list(iter_groups(source, report, split=split, columns=columns, margins=margins, strengths=strengths))
     if not report.rows:
         raise DataError(f"{report.source}: no rows; expected at least one preference row")
     check_label_base(groups, report)
@@ -111,6 +113,7 @@ def iter_groups(
     split: str = "train",
     columns: Mapping[str, str] | None = None,
     margins: bool = True,
+    strengths: bool = False,
     streaming: bool = False,
 ) -> Iterator[PreferenceGroup]:
     """Groups one by one (for streaming); bad rows are recorded in `report` and skipped."""
@@ -123,7 +126,7 @@ def iter_groups(
             if layout is None:
                 layout = detect_layout(row)
                 report.layout = layout.name
-            group = parse_row(row, layout, margins=margins)
+            group = parse_row(row, layout, margins=margins, strengths=strengths)
         except RowError as error:
             report.record(location, error)
             continue

@@ -102,7 +102,8 @@ def _margin(c: Comparison, ratings: Sequence[Mapping[str, float]], rule: MarginR
     if rule.source == "none" or c.is_tie:
         return 0.0
     if rule.source == "ratings":
-        margin = max(0.0, overall(ratings[c.chosen]) - overall(ratings[c.rejected])) if ratings else 0.0
+        rated = bool(ratings and ratings[c.chosen] and ratings[c.rejected])
+        margin = max(0.0, overall(ratings[c.chosen]) - overall(ratings[c.rejected])) if rated else 0.0
     elif rule.source == "strength":
         margin = c.strength
     elif rule.source in LLAMA2_SCALES:
@@ -122,10 +123,10 @@ def overall(rating: Mapping[str, float]) -> float:
 
 
 def with_off_topic(groups: Sequence[PreferenceGroup], count: int, seed: int) -> Sequence[PreferenceGroup]:
-    """Each group with `count` responses to other prompts added, which its best response beats (it won a comparison and lost none).
+    """Each group with up to `count` responses to other prompts behind its own (`off_topic` says how many).
 
-    They come from other groups drawn at random, one response each: a well-written answer to another question teaches that the prompt matters. A group
-    without a best response, and one whose peers all have its prompt, stays as it is. Source: RRM (Liu et al. 2024, arXiv 2409.13156), section 3.
+    They come from other groups drawn at random, one response each, the preferred one: a well-written answer to another question teaches that the prompt
+    matters. A group without a best response, and one whose peers all have its prompt, stays as it is. Source: RRM (Liu et al. 2024, arXiv 2409.13156).
     """
     if not count:
         return groups
@@ -141,16 +142,29 @@ def _others(groups: Sequence[PreferenceGroup], own: int, count: int, draw: rando
 
 
 def _with_negatives(group: PreferenceGroup, others: Sequence[PreferenceGroup]) -> PreferenceGroup:
-    lost = {c.rejected for c in group.comparisons} | {c.chosen for c in group.comparisons if c.is_tie}
-    best = next((c.chosen for c in group.comparisons if c.chosen not in lost), None)
     added = [other.responses[other.comparisons[0].chosen if other.comparisons else 0] for other in others]
-    if best is None or not added:
+    if best_response(group.comparisons) is None or not added:
         return group
-    k = len(group.responses)
     return replace(
         group,
         responses=(*group.responses, *added),
-        comparisons=(*group.comparisons, *(Comparison(best, k + i) for i in range(len(added)))),
         ratings=(*group.ratings, *({} for _ in added)) if group.ratings else (),
         ranks=(*group.ranks, *(math.nan for _ in added)) if group.ranks else (),
+        off_topic=len(added),
     )
+
+
+def best_response(comparisons: Sequence[Comparison]) -> int | None:
+    """The response that won a comparison and lost or tied none; None where there is none."""
+    lost = {c.rejected for c in comparisons} | {c.chosen for c in comparisons if c.is_tie}
+    return next((c.chosen for c in comparisons if c.chosen not in lost), None)
+
+
+def against_off_topic(comparisons: Sequence[Comparison], negatives: Sequence[int]) -> tuple[Comparison, ...]:
+    """Comparisons of a group, and those of its best response with each negative; all together weigh what the given ones weigh, alike where those do."""
+    best = best_response(comparisons)
+    if best is None or not negatives:
+        return tuple(comparisons)
+    total, count = sum(c.weight for c in comparisons), len(comparisons) + len(negatives)
+    kept = [c._replace(weight=c.weight * len(comparisons) / count) for c in comparisons]
+    return (*kept, *(Comparison(best, negative, weight=total / count) for negative in negatives))

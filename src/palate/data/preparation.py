@@ -18,7 +18,8 @@ from palate.data.collation import encoded_row, extra_columns
 from palate.data.formats import detect_layout, parse_row
 from palate.data.loading import located
 from palate.data.pairing import with_off_topic
-from palate.data.tokenization import PAIRWISE, Encoder, EncodeReport
+from palate.data.supervision import PAIRWISE
+from palate.data.tokenization import Encoder, EncodeReport
 from palate.errors import DataError, RowError
 from palate.types import PreferenceGroup, Supervision
 
@@ -38,8 +39,8 @@ ENCODED_FEATURES = Features(
 
 
 EXTRA_FEATURES = {
-    "rank": SequenceOf(Value("float32")),
-    "rating": SequenceOf(SequenceOf(Value("float32"))),
+    "rank": SequenceOf(Value("float32")),  # also `rank <attribute>`, where a loss ranks by ratings
+    "rating": SequenceOf(Value("float32")),  # `rating <attribute>`, a column each
     "start": SequenceOf(Value("int32")),
     "step_end": SequenceOf(Value("int32")),
     "step_label": SequenceOf(Value("int32")),
@@ -49,7 +50,7 @@ EXTRA_FEATURES = {
 
 
 def encoded_features(supervision: Supervision) -> Features:
-    return Features({**ENCODED_FEATURES, **{name: EXTRA_FEATURES[name] for name in extra_columns(supervision)}})
+    return Features({**ENCODED_FEATURES, **{name: EXTRA_FEATURES[name.partition(" ")[0]] for name in extra_columns(supervision)}})
 
 
 def is_encoded(dataset: Any) -> bool:
@@ -64,22 +65,26 @@ def prepare(
     ties: str = "drop",
     on_bad_row: str = "error",
     supervision: Supervision = PAIRWISE,
+    off_topic: int = 0,
     num_proc: int | None = None,
     seed: int = 42,
 ) -> tuple[Dataset | IterableDataset, EncodeReport]:
-    """Encoded data and the account of it. Raises DataError when rows are bad (see `on_bad_row`) or when nothing is left."""
+    """Encoded data and the account of it. Raises DataError when rows are bad (see `on_bad_row`) or when nothing is left.
+
+    `off_topic`: responses to other prompts added to each group (from its batch of rows, where `datasets` maps or streams them).
+    """
     report = EncodeReport()
     if is_encoded(data):
         columns: Any = data
         if missing := set(extra_columns(supervision)) - set(columns.column_names or ()):
             raise DataError(f"the encoded {name} data has no column {', '.join(sorted(missing))}, which the loss reads; encode it with this loss")
         return numbered(data), report
-    reading = _Reading(encoder, supervision, ties=ties, name=name, on_bad_row=on_bad_row, seed=seed)
+    reading = _Reading(encoder, supervision, ties=ties, name=name, on_bad_row=on_bad_row, off_topic=off_topic, seed=seed)
     if isinstance(data, IterableDataset):
         return _stream(data, reading, report), report
     if isinstance(data, Dataset):
         return _map(data, reading, num_proc=num_proc)
-    groups = with_off_topic(data, supervision.off_topic, seed)
+    groups = with_off_topic(data, off_topic, seed)
     rows = [encoded_row(e, i, supervision) for i, e in enumerate(encoder.encode_groups(groups, report, ties=ties, supervision=supervision))]
     if not rows:
         raise nothing_left(name, report)
@@ -95,16 +100,25 @@ class _Reading:
     ties: str
     name: str
     on_bad_row: str
+    off_topic: int
     seed: int
 
-    @property
-    def margins(self) -> bool:
-        return self.supervision.margins.source == "column"
+    def parse(self, rows: Iterable[tuple[int, Mapping[str, Any]]], layout: Any) -> tuple[list[PreferenceGroup], list[tuple[str, str]]]:
+        """(groups, (kind, message) of each row that is none)."""
+        groups, bad = [], []
+        read = {"margins": self.supervision.margins.source == "column", "strengths": self.supervision.margins.reads_strength}
+        for i, row in rows:
+            place = f"{self.name} row {i + 1}"
+            try:
+                groups.append(located(parse_row(row, layout, **read), self.name, place))
+            except RowError as error:
+                bad.append((error.kind, f"{place}: {error.kind}: {error}"))
+        return groups, bad
 
     def encode(self, groups: Sequence[PreferenceGroup], report: EncodeReport, first: int) -> list[dict[str, Any]]:
         """Encoded rows of some groups, numbered from `first` on; off-topic responses come from the same groups."""
         own = [replace(group, metadata={**group.metadata, "source": self.name}) for group in groups]
-        mixed = with_off_topic(own, self.supervision.off_topic, self.seed + first)
+        mixed = with_off_topic(own, self.off_topic, self.seed + first)
         kept = self.encoder.encode_groups(mixed, report, ties=self.ties, supervision=self.supervision)
         return [encoded_row(e, first + i, self.supervision) for i, e in enumerate(kept)]
 
@@ -123,16 +137,6 @@ def nothing_left(name: str, report: EncodeReport) -> DataError:
     )
 
 
-def _parse(rows: Iterable[tuple[int, Mapping[str, Any]]], name: str, layout: Any, margins: bool) -> tuple[list[PreferenceGroup], list[tuple[str, str]]]:
-    groups, bad = [], []
-    for i, row in rows:
-        try:
-            groups.append(located(parse_row(row, layout, margins=margins), name, f"{name} row {i + 1}"))
-        except RowError as error:
-            bad.append((error.kind, f"{name} row {i + 1}: {error.kind}: {error}"))
-    return groups, bad
-
-
 def _map(data: Dataset, reading: _Reading, *, num_proc: int | None) -> tuple[Dataset, EncodeReport]:
     layout, name = detect_layout(data.column_names), reading.name
     columns_of = encoded_features(reading.supervision)
@@ -141,7 +145,7 @@ def _map(data: Dataset, reading: _Reading, *, num_proc: int | None) -> tuple[Dat
     def encode_batch(batch: Mapping[str, list[Any]], indices: list[int]) -> dict[str, list[Any]]:
         rows = [dict(zip(batch, values, strict=True)) for values in zip(*batch.values(), strict=True)]
         assert version
-        groups, bad = _parse(zip(indices, rows, strict=True), name, layout, reading.margins)
+        groups, bad = reading.parse(zip(indices, rows, strict=True), layout)
         # `source` columns of the data keep their meaning in metadata; here every row belongs to the data set as a whole
         account = EncodeReport()
         # a row gives one group at most, so numbers counted from the batch's first row are its own
@@ -197,7 +201,7 @@ def _stream(data: IterableDataset, reading: _Reading, report: EncodeReport) -> I
 
     def encode_batch(batch: Mapping[str, list[Any]], indices: list[int]) -> dict[str, list[Any]]:
         rows = [dict(zip(batch, values, strict=True)) for values in zip(*batch.values(), strict=True)]
-        groups, bad = _parse(zip(indices, rows, strict=True), reading.name, None, reading.margins)
+        groups, bad = reading.parse(zip(indices, rows, strict=True), None)
         if bad and reading.on_bad_row == "error":
             raise DataError(f"{bad[0][1]}\nMend the row, or set on_bad_row to drop (such rows are counted).")
         for kind, _ in bad:

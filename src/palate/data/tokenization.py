@@ -22,7 +22,9 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from jinja2 import TemplateError
 
-from palate.data.pairing import is_ranking, ranks_of, training_comparisons, with_margins
+from palate.data.divergence import compared_span
+from palate.data.pairing import against_off_topic
+from palate.data.supervision import PAIRWISE, facts_of, lack, rejoined, supervised, value_problem
 from palate.errors import ConfigError, DataError, ModelError, RowError
 from palate.types import Conversation, Exchange, PreferenceGroup, Supervision, TokenIds, content_text
 
@@ -51,10 +53,6 @@ CLOSING = (
 """Wrapped around a chat template for training: the same text, ending in EOS and nothing after it (generation prompts stay as they were)."""
 
 GROUPS_PER_CALL = 256  # groups handed to the tokenizer at once: fast tokenizers spread one call over threads
-
-
-PAIRWISE = Supervision()
-"""What pairwise losses read; the default everywhere."""
 
 
 class EncodedGroup(NamedTuple):
@@ -199,9 +197,13 @@ class Encoder:
         prompt = self._with_prefix(self.tokenizer(text, add_special_tokens=False)["input_ids"])
         return common_prefix([prompt, ids])
 
-    def fit(self, ids: list[int], prompt_length: int) -> list[int] | None:
-        """`ids` within `max_length` by cutting the prompt's start (after BOS); None when the response alone is too long."""
-        excess = len(ids) - (self.max_length or len(ids))
+    def fit(self, ids: list[int], prompt_length: int, excess: int | None = None) -> list[int] | None:
+        """`ids` within `max_length` by cutting the prompt's start (after BOS); None when the response alone is too long.
+
+        `excess`: tokens to cut, where more than its own are (sides that are compared token by token keep one prompt).
+        """
+        if excess is None:
+            excess = len(ids) - (self.max_length or len(ids))
         if excess <= 0:
             return ids
         first = len(self.rules.prefix)
@@ -217,7 +219,7 @@ class Encoder:
         A group keeps its responses only if all fit (a comparison needs both sides), and is kept if it holds anything that `supervision` asks for.
         `ties`: see `training_comparisons`.
         """
-        groups = iter(groups)
+        groups = (rejoined(group, supervision) for group in groups)
         while chunk := list(islice(groups, GROUPS_PER_CALL)):
             try:
                 encoded = iter(self.encode([exchange for group in chunk for exchange in group.exchanges()]))
@@ -245,10 +247,14 @@ class Encoder:
     def _encode_group(self, group: PreferenceGroup, ids: list[list[int]], report: EncodeReport, ties: str, supervision: Supervision) -> EncodedGroup | None:
         source = str(group.metadata.get("source", "data"))
         report.groups[source] += 1
+        report.facts.update(f"rated {name}" for rating in group.ratings for name in rating)
         taught = supervised(group, supervision, ties)
         if not taught:
-            report.drop(source, lack(group, supervision))
+            report.drop(source, lack(group, supervision, ties))
             return None
+        if problem := value_problem(taught, supervision):
+            raise DataError(f"{group.metadata.get('location', source)}: {problem}")
+        group, taught, ids = self._with_fitting_negatives(group, taught, ids, report)
         comparisons = taught.comparisons
         uncut = ids
         longest = max(map(len, ids))
@@ -265,7 +271,8 @@ class Encoder:
                 self._shared_start(group, ids) if isinstance(r, TokenIds) else self.prompt_length(e, i)
                 for r, e, i in zip(group.responses, group.exchanges(), ids, strict=True)
             ]
-            fitted = [self.fit(i, start) for i, start in zip(ids, prompts, strict=True)]
+            alike = longest - self.max_length if supervision.reads.startswith("divergence") else None
+            fitted = [self.fit(i, start, alike) for i, start in zip(ids, prompts, strict=True)]
             if any(f is None for f in fitted):
                 report.drop(source, f"with a response longer than {self.max_length} tokens")
                 return None
@@ -273,11 +280,17 @@ class Encoder:
         if any(not c.is_tie and ids[c.chosen] == ids[c.rejected] for c in comparisons):
             report.drop(source, "with identical token ids on both sides")
             return None
+        if supervision.reads.startswith("divergence"):
+            for c in comparisons:
+                compared_span(ids[c.chosen], ids[c.rejected], padding=supervision.reads == "divergence_padded")
         removed = [len(before) - len(after) for before, after in zip(uncut, ids, strict=True)]
         cut = sum(removed)
         starts: tuple[int, ...] = ()
         if supervision.reads == "response" or supervision.lengths or supervision.text:
-            lengths = [self.prompt_length(e, whole) for e, whole in zip(group.exchanges(), uncut, strict=True)]
+            lengths = [
+                self._shared_start(group, uncut) if isinstance(e.response, TokenIds) else self.prompt_length(e, whole)
+                for e, whole in zip(group.exchanges(), uncut, strict=True)
+            ]
             starts = tuple(min(length - gone, len(i) - 1) for length, gone, i in zip(lengths, removed, ids, strict=True))
         step_ends = tuple(at - removed[0] for at in self.step_ends(group.exchanges()[0], [step.text for step in group.steps])) if supervision.classes else ()
         report.kept[source] += 1
@@ -287,6 +300,30 @@ class Encoder:
         report.longest = max(report.longest, *map(len, ids))
         report.facts.update(facts_of(taught))
         return EncodedGroup(ids, taught, cut, starts, step_ends)
+
+    def _with_fitting_negatives(
+        self, group: PreferenceGroup, taught: PreferenceGroup, ids: list[list[int]], report: EncodeReport
+    ) -> tuple[PreferenceGroup, PreferenceGroup, list[list[int]]]:
+        """The group with those of its off-topic responses that fit and differ from its own; the others are counted, the group itself is not lost."""
+        if not group.off_topic:
+            return group, taught, ids
+        own = len(group.responses) - group.off_topic
+        longest = self.max_length or max(map(len, ids))
+        kept = [i for i in range(own, len(ids)) if len(ids[i]) <= longest and ids[i] not in ids[:own]]
+        report.facts["off-topic negatives"] += len(kept)
+        report.facts["off-topic negatives left out (too long, or a response of the group)"] += group.off_topic - len(kept)
+        places = [*range(own), *kept]
+        group, taught = (
+            replace(
+                one,
+                responses=tuple(one.responses[i] for i in places),
+                ratings=tuple(one.ratings[i] for i in places) if one.ratings else (),
+                ranks=tuple(one.ranks[i] for i in places) if one.ranks else (),
+            )
+            for one in (group, taught)
+        )
+        comparisons = against_off_topic(taught.comparisons, range(own, len(places)))
+        return group, replace(taught, comparisons=comparisons), [ids[i] for i in places]
 
     # --- steps ---
 
@@ -298,11 +335,14 @@ class Encoder:
         """
         if isinstance(exchange.response, TokenIds):
             raise RowError("not text", "steps cannot be found in a response of token ids; give it as text")
+        if not steps:
+            return []
         text = self._body(exchange)
         encoded = self.tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
-        begins = [begin for begin, _ in encoded["offset_mapping"]]
         shift = len(self._with_prefix(encoded["input_ids"])) - len(encoded["input_ids"])
-        at = max(text.rfind(response_text(exchange).strip()), 0)
+        at = text.rfind(response_text(exchange).strip())
+        if at < 0:
+            raise RowError("rewritten", "the chat template does not keep the response as it stands, so its steps cannot be found in what the model reads")
         spans = []
         for number, step in enumerate(steps, 1):
             found = text.find(step.strip(), at) if step.strip() else -1
@@ -312,8 +352,8 @@ class Encoder:
                 )
             at = found + len(step.strip())
             spans.append((found, at))
-        tokens = [(bisect_right(begins, begin) - 1, bisect_right(begins, end - 1) - 1) for begin, end in spans]
-        following = [begin - 1 for begin, _ in tokens[1:]]
+        tokens = _token_spans(spans, encoded["offset_mapping"])
+        following = [first - 1 for first, _ in tokens[1:]]
         return [shift + max(last, before) for (_, last), before in zip(tokens, [*following, -1], strict=True)]
 
     def _shared_start(self, group: PreferenceGroup, ids: list[list[int]]) -> int:
@@ -324,50 +364,16 @@ class Encoder:
         return hashlib.sha256(str(template).encode()).hexdigest() if template else None
 
 
-def supervised(group: PreferenceGroup, supervision: Supervision, ties: str) -> PreferenceGroup | None:
-    """The group as the loss reads it (comparisons with margins and weights, ranks, ratings, steps); None where it holds nothing that is asked for."""
-    comparisons = with_margins(group.comparisons, group.ratings, supervision.margins)
-    if supervision.scaled:
-        comparisons = tuple(c for c in comparisons if c.margin > 0)
-    ranks = ranks_of(group, supervision.rank_by) if supervision.ranks else None
-    ratings = [{name: rating[name] for name in supervision.attributes if name in rating} for rating in group.ratings]
-    labelled = group.steps[-1:] if supervision.last_step_only else group.steps
-    taught = replace(
-        group,
-        comparisons=training_comparisons(comparisons, ties=ties),
-        ranks=ranks if ranks is not None and is_ranking(ranks) else (),
-        ratings=tuple(ratings) if any(ratings) else (),
-        steps=group.steps if supervision.classes and any(step.label is not None for step in labelled) else (),
-    )
-    useful = (supervision.comparisons and taught.comparisons) or taught.ranks or taught.ratings or taught.steps
-    return taught if useful else None
-
-
-def lack(group: PreferenceGroup, supervision: Supervision) -> str:
-    """Why a group teaches nothing, as it is counted."""
-    missing = []
-    if supervision.comparisons:
-        tied = any(c.is_tie for c in group.comparisons)
-        weightless = "of weight 0" if all(c.weight == 0 for c in group.comparisons if not c.is_tie) else "without a margin to scale by"
-        missing.append(("tied" if tied else weightless) if group.comparisons else "without a comparison")
-    if supervision.ranks:
-        missing.append(f"without different ratings of {supervision.rank_by}" if supervision.rank_by else "without a ranking")
-    if supervision.attributes:
-        missing.append(f"without a rating of {' or '.join(supervision.attributes)}")
-    if supervision.classes:
-        missing.append("without labelled steps")
-    return " and ".join(missing)
-
-
-def facts_of(group: PreferenceGroup) -> Counter[str]:
-    """What a group brings to training, to be added up."""
-    facts = Counter(f"rating {name}" for rating in group.ratings for name in rating)
-    facts["comparisons"] = len(group.comparisons)
-    facts["ties"] = sum(c.is_tie for c in group.comparisons)
-    facts["margins"] = sum(c.margin > 0 for c in group.comparisons)
-    facts["rankings"] = int(bool(group.ranks))
-    facts["steps"] = sum(step.label is not None for step in group.steps)
-    return facts
+def _token_spans(spans: Sequence[tuple[int, int]], offsets: Sequence[tuple[int, int]]) -> list[tuple[int, int]]:
+    """(first token, last token) of each span of characters. Several tokens may be pieces of one character, and then share its offsets."""
+    begins = [begin for begin, _ in offsets]
+    found = []
+    for begin, end in spans:
+        first = bisect_right(begins, begin) - 1
+        while first > 0 and offsets[first - 1] == offsets[first] and offsets[first][0] < offsets[first][1]:
+            first -= 1
+        found.append((first, bisect_right(begins, end - 1) - 1))
+    return found
 
 
 def response_text(exchange: Exchange) -> str:

@@ -10,16 +10,16 @@ from torch import Tensor
 from torch.nn.functional import logsigmoid
 
 
-def similarity_weights(embeddings: Tensor, groups: Tensor, *, temperature: float, own_floor: float = 0.0) -> Tensor:
+def similarity_weights(embeddings: Tensor, prompts: Tensor, *, temperature: float, own_floor: float = 0.0) -> Tensor:
     """w_ij = softmax over j of -(1 - cos(e_i, e_j)) / temperature: how much comparison i's chosen meets j's rejected. [P, E], [P] -> [P, P]
 
-    Other comparisons of the same prompt (equal `groups`) get 0: within a prompt the data themselves say who is better. `own_floor`: the least weight
+    Other comparisons of the same prompt (equal numbers in `prompts`) get 0: there the data themselves say who is better. `own_floor`: the least weight
     of the own pair; the rest of the row is scaled down to make room. Rows sum to 1.
     Source: Yin et al. 2024 (Relative Preference Optimization, arXiv 2402.10958); masking and floor are ours.
     """
     unit = torch.nn.functional.normalize(embeddings, dim=1)
     own = torch.eye(len(unit), dtype=torch.bool, device=unit.device)
-    same = (groups[:, None] == groups[None, :]) & ~own
+    same = (prompts[:, None] == prompts[None, :]) & ~own
     logits = (-(1 - unit @ unit.T) / temperature).masked_fill(same, float("-inf"))
     weights = torch.softmax(logits, 1)
     diagonal = weights.diagonal()

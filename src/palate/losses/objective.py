@@ -13,7 +13,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from palate.losses import cross_prompt, regularizers
+from palate.losses import cross_prompt, regularizers, tokenwise
 from palate.losses.terms import Batch, Items, Outputs, PairwiseTerm, Parameters, Term, own_metrics, sides
 
 
@@ -43,7 +43,7 @@ class Across:
     def columns(self) -> tuple[str, ...]:
         """Batch columns that the terms read, besides chosen and rejected."""
         found = ("response_length",) if self.length_decorrelation else ()
-        return (*found, "group", "margin", "weight", "probability", "prompt_embedding") if self.cross_prompt else found
+        return (*found, "prompt_number", "margin", "weight", "probability", "prompt_embedding") if self.cross_prompt else found
 
     def __call__(self, outputs: Outputs, batch: Batch) -> dict[str, Tensor]:
         """Weighted terms by name, each []. `outputs` and `batch` hold every response and comparison of the step."""
@@ -63,11 +63,12 @@ class Across:
             return rewards.sum() * 0.0
         chosen, rejected = (side[decided] for side in sides(rewards, batch))
         weights = cross_prompt.similarity_weights(
-            batch["prompt_embedding"][decided], batch["group"][decided], temperature=self.temperature, own_floor=self.own_floor
+            batch["prompt_embedding"][decided], batch["prompt_number"][decided], temperature=self.temperature, own_floor=self.own_floor
         )
         margin = batch["margin"][decided] if self.margins else None
         values = cross_prompt.relative_preference(chosen, rejected, weights, inside=self.inside, beta=self.beta, margin=margin)
-        weight = batch["weight"][decided]
+        # a soft label speaks as surely as it is far from a tie
+        weight = batch["weight"][decided] * (2 * batch["probability"][decided] - 1).abs()
         return (weight * values).sum() / weight.sum()
 
 
@@ -76,7 +77,8 @@ class Objective:
     """What training minimises: the sum over terms of coefficient * mean loss, and the terms across the step.
 
     `outputs` names the head's D outputs; `reward` weighs them into the reward that comparisons see in training, `reading` into the one that is read
-    when scoring; `parameters` holds the initial values of what the loss learns beside the model; `orthogonal` weighs the overlap of two heads.
+    when scoring; `parameters` holds the initial values of what the loss learns beside the model; `orthogonal` weighs the overlap of two heads;
+    `gather_steps` says how the steps of a response make one reward.
     """
 
     terms: tuple[Term, ...] = (PairwiseTerm(),)
@@ -87,6 +89,7 @@ class Objective:
     reading: tuple[float, ...] = (1.0,)
     parameters: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
     orthogonal: float = 0.0
+    gather_steps: str | None = None
 
     def weights(self, batch: Batch) -> Tensor:
         """What each term weighs in a batch. [T]"""
@@ -97,7 +100,11 @@ class Objective:
         tokens = tokens.float()
         responses = tokens[batch["last_read"]] if "last_read" in batch else tokens
         rewards = responses @ responses.new_tensor(self.reward)
-        scores = rewards if self.reading == self.reward else responses @ responses.new_tensor(self.reading)
+        if self.gather_steps is not None:
+            good = torch.softmax(tokens, dim=1) @ tokens.new_tensor(self.reading)
+            scores = tokenwise.aggregate(good, batch["read_row"], batch["read_step"], len(responses), self.gather_steps)
+        else:
+            scores = rewards if self.reading == self.reward else responses @ responses.new_tensor(self.reading)
         if text is not None:
             text = text.new_zeros(len(responses)).index_add(0, batch["read_row"], text)
         return Outputs(tokens, responses, rewards, scores, text)
@@ -122,12 +129,10 @@ class Objective:
 
 
 def comparison_metrics(outputs: Outputs, batch: Batch) -> dict[str, Items]:
-    """Accuracy (a tie of rewards is wrong), margin and mean rewards over decided comparisons, unreduced; none where there are no comparisons.
+    """Accuracy (a tie of rewards is wrong), margin and mean rewards over decided comparisons, unreduced (of length 0 where there are none).
 
     Every comparison counts once, as in evaluation; only the loss is weighted.
     """
-    if not len(batch["chosen"]):
-        return {}
     chosen, rejected = (side.detach() for side in sides(outputs.scores, batch))
     decided = (batch["probability"] != 0.5).to(chosen.dtype)
     columns = {"accuracy": (chosen > rejected).to(chosen.dtype), "margin": chosen - rejected, "chosen_rewards": chosen, "rejected_rewards": rejected}

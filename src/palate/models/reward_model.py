@@ -132,6 +132,9 @@ def as_reward_model(model: PreTrainedModel, outputs: Sequence[str] = ONE_REWARD)
             f"{model.config._name_or_path or type(model).__name__} has num_labels={model.config.num_labels}; {wanted}. "
             f"Load it with num_labels={len(outputs)} (a classifier with other labels cannot be one), or give a base model."
         )
+    given = _output_names(model.config)
+    if len(outputs) > 1 and given != list(outputs) and set(given) & set(outputs):
+        raise ModelError(f"the head's outputs are {', '.join(given)}, expected {', '.join(outputs)} in this order; load the model with these labels")
     names = head_names(model)
     if head_name(model) is None:
         raise ModelError(f"{type(model).__name__} has no single linear output layer (found: {names or 'none'}); use a *ForSequenceClassification model")
@@ -215,9 +218,13 @@ def load_pretrained(
     return model
 
 
+def _output_names(config: Any) -> list[str]:
+    return [str(config.id2label[i]) for i in sorted(config.id2label)]
+
+
 def _has_outputs(config: Any, outputs: Sequence[str]) -> bool:
     """Whether a trained head is the one asked for: a single output may have any name, several must have theirs."""
-    names = [str(config.id2label[i]) for i in sorted(config.id2label)]
+    names = _output_names(config)
     return len(names) == len(outputs) and (len(names) == 1 or names == list(outputs))
 
 

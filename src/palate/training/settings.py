@@ -16,7 +16,7 @@ import yaml
 from pydantic import Field, ValidationError, field_validator, model_validator
 
 from palate.errors import ConfigError
-from palate.training.loss_settings import LossSettings, Section, message, readable
+from palate.training.loss_settings import SENTENCES, LossSettings, Section, message, readable
 from palate.training.loss_settings import fields_at as loss_fields_at
 from palate.types import Packing
 
@@ -275,12 +275,17 @@ def parse_flags(flags: Sequence[str]) -> list[tuple[str, Any]]:
     return pairs
 
 
+SHORT_FOR = {"margins": "source", "text": "variant"}
+"""What a word alone stands for in a section (elsewhere: a path)."""
+
+
 def _put(values: dict[str, Any], key: str, value: Any) -> None:
     *parents, last = key.split(".")
     for parent in parents:
         inner = values.get(parent)
-        if inner is None or isinstance(inner, str):  # `train: a.jsonl` is short for `train: {path: a.jsonl}`
-            inner = values[parent] = {} if inner is None else {"path": inner}
+        if not isinstance(inner, dict | list):  # `train: a.jsonl` is short for `train: {path: a.jsonl}`, `zero: 0.5` for `{weight: 0.5}`
+            short = SHORT_FOR.get(parent, "path") if isinstance(inner, str) else "weight"
+            inner = values[parent] = {} if inner is None else {short: inner}
         if not isinstance(inner, dict):
             raise ConfigError(f"flag --{key}: `{parent}` is a list; set it in the file")
         values = inner
@@ -312,7 +317,7 @@ def _explain(problem: Any, values: Mapping[str, Any], where: Where) -> str:
         return f"{where.find(key)}: unknown key `{key}`; {hint}"
     if problem["type"] == "missing":
         return f"{where.find('.'.join(location[:-1]))}: `{key}` is missing; set it in the file or with --{key}"
-    if problem["type"] in ("value_error", "union_tag_invalid"):
+    if problem["type"] in SENTENCES:
         return f"{where.find(key)}: `{key}`: {message(problem)}"
     return f"{where.find(key)}: `{key}` {message(problem)}"
 

@@ -5,13 +5,9 @@ The heads follow the loss: one output `reward`; an output an attribute; quantile
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from functools import partial
 
-from datasets import Dataset
-
-from palate.data.collation import IGNORED
 from palate.data.tokenization import EncodeReport
 from palate.errors import ConfigError
 from palate.losses import pairwise
@@ -47,7 +43,7 @@ from palate.training.loss_settings import (
     TokenDivergenceTerm,
     TokenOutcomeTermSettings,
 )
-from palate.types import MarginRule, Readout, Reads, Supervision
+from palate.types import STEP_SEPARATOR, MarginRule, Readout, Reads, Supervision
 
 STEP_CLASSES = {2: ("wrong", "right"), 3: ("wrong", "neutral", "right")}
 
@@ -74,7 +70,10 @@ class Plan:
 
 
 def plan(settings: LossSettings, *, off_topic: int = 0) -> Plan:
-    """What a loss section asks for. `off_topic`: responses to other prompts that the data room adds to each group."""
+    """What a loss section asks for. `off_topic`: responses to other prompts that will be added to each group, which a term must compare."""
+    names = ", ".join(term.type for term in settings.terms)
+    if off_topic and (not any(term.compares for term in settings.terms) or any(term.type == "scaled_bradley_terry" for term in settings.terms)):
+        raise ConfigError(f"off_topic_negatives are responses worse than a prompt's best by no stated margin, which {names} does not compare; leave them out")
     attributes = _attributes(settings)
     outputs, reward, readout = _outputs(settings)
     terms = [_term(term, settings, attributes, outputs) for term in settings.terms]
@@ -94,8 +93,9 @@ def plan(settings: LossSettings, *, off_topic: int = 0) -> Plan:
         readout.weights,
         _parameters(settings),
         settings.length_decorrelation.orthogonal if settings.length_decorrelation else 0.0,
+        readout.aggregate,
     )
-    return Plan(settings, objective, _supervision(settings, attributes, off_topic), readout)
+    return Plan(settings, objective, _supervision(settings, attributes), readout)
 
 
 # --- heads ----------------------------------------------------------------------------------------------------------------------------------------
@@ -130,6 +130,11 @@ def _outputs(settings: LossSettings) -> tuple[tuple[str, ...], tuple[float, ...]
         return names, weights, Readout(names, weights)
     names, weights = ("reward", *names), (1.0, *(0.0 for _ in weights))
     return names, weights, Readout(names, weights)
+
+
+def _beside_reward(settings: LossSettings, outputs: tuple[str, ...]) -> bool:
+    """Whether attributes have outputs of their own behind the reward of other terms."""
+    return len(settings.terms) > 1 and len(outputs) > 1
 
 
 def _shares(attributes: list[str], given: dict[str, float] | None) -> tuple[float, ...]:
@@ -171,8 +176,9 @@ def _term(term: TermSettings, settings: LossSettings, attributes: tuple[str, ...
     if isinstance(term, ListwiseSoftmaxTerm):
         return ListwiseTerm(kind, term.temperature)
     if isinstance(term, RatedTerm):
-        own_output = outputs[0] == "reward" and len(outputs) > 1
-        return PointwiseTerm(kind, columns(term.attributes), int(own_output), tuple(term.quantiles) if isinstance(term, QuantileTerm) else ())
+        return PointwiseTerm(
+            kind, columns(term.attributes), int(_beside_reward(settings, outputs)), tuple(term.quantiles) if isinstance(term, QuantileTerm) else ()
+        )
     if isinstance(term, OrdinalTerm):
         return PointwiseTerm(kind, columns([term.rating]), levels=tuple(term.levels))
     if isinstance(term, OutcomeTerm):
@@ -187,7 +193,7 @@ def _across(settings: LossSettings) -> Across:
     length = settings.length_decorrelation.weight if settings.length_decorrelation else 0.0
     if cross is None:
         return Across(settings.zero_sum, length)
-    margins = settings.margin_source != "none" and any(isinstance(term, LinkTerm) for term in settings.terms)
+    margins = settings.margin_source != "none" and any(isinstance(term, LinkTerm) and term.type != "scaled_bradley_terry" for term in settings.terms)
     return Across(settings.zero_sum, length, cross.weight, cross.form == "inside", cross.temperature, cross.own_floor, cross.beta, margins)
 
 
@@ -205,7 +211,7 @@ def _attributes(settings: LossSettings) -> tuple[str, ...]:
     return tuple(dict.fromkeys(names))
 
 
-def _supervision(settings: LossSettings, attributes: tuple[str, ...], off_topic: int) -> Supervision:
+def _supervision(settings: LossSettings, attributes: tuple[str, ...]) -> Supervision:
     reads: Reads = "last"
     steps: StepsTerm | None = None
     for term in settings.terms:
@@ -217,48 +223,26 @@ def _supervision(settings: LossSettings, attributes: tuple[str, ...], off_topic:
             reads, steps = "steps", term
     listwise = [term for term in settings.terms if isinstance(term, PlackettLuceTerm | ListwiseSoftmaxTerm)]
     margins = settings.margins
+    ordinal = next((term for term in settings.terms if isinstance(term, OrdinalTerm)), None)
     return Supervision(
         comparisons=any(term.compares for term in settings.terms),
         ranks=bool(listwise),
         rank_by=next((term.rating for term in listwise if isinstance(term, ListwiseSoftmaxTerm)), None),
         attributes=attributes,
+        outcomes=tuple(term.rating for term in settings.terms if isinstance(term, OutcomeTerm | TokenOutcomeTermSettings)),
+        levels=tuple(ordinal.levels) if ordinal else (),
+        leveled=ordinal.rating if ordinal else None,
         reads=reads,
         classes=steps.classes if steps else 0,
         last_step_only=bool(steps and steps.last_step_only),
+        separator=steps.separator if steps else STEP_SEPARATOR,
+        ignores_margins=settings.margins is None and not any(term.uses_margins for term in settings.terms),
         margins=MarginRule(margins.source, margins.scale, margins.clip) if margins else MarginRule(),
         scaled=any(term.type == "scaled_bradley_terry" for term in settings.terms),
         lengths=settings.length_decorrelation is not None,
         text=settings.text is not None,
         prompts=settings.cross_prompt is not None,
-        off_topic=off_topic,
     )
-
-
-def check_values(plan: Plan, encoded: Dataset, name: str) -> None:
-    """Refuse ratings and step labels that the loss cannot read. Raises ConfigError."""
-    names = plan.supervision.attributes
-    if names:
-        found = [
-            sorted({value for rows in encoded.iter(1000) for row in rows["rating"] for rating in row if not math.isnan(value := rating[i])})
-            for i in range(len(names))
-        ]
-        for term in plan.settings.terms:
-            if isinstance(term, OutcomeTerm | TokenOutcomeTermSettings):
-                values = found[names.index(term.rating)]
-                if outside := [value for value in values if not 0 <= value <= 1]:
-                    raise ConfigError(
-                        f"{term.type} reads `{term.rating}` as right (1) or wrong (0), a value between 0 and 1; the {name} data have {outside[0]:g}"
-                    )
-            if isinstance(term, OrdinalTerm) and (unnamed := sorted(set(found[names.index(term.rating)]) - set(term.levels))):
-                raise ConfigError(
-                    f"ordinal knows the levels {term.levels}, but the {name} data rate `{term.rating}` {unnamed[0]:g}; name every value in levels"
-                )
-    if plan.supervision.classes:
-        labels = {label for rows in encoded.iter(1000) for row in rows["step_label"] for label in row} - {IGNORED}
-        if plan.supervision.classes == 2 and min(labels, default=0) < 0:
-            raise ConfigError(f"the {name} data have steps labelled -1 (wrong, neutral, right: -1, 0, 1), which needs classes: 3")
-        if plan.supervision.classes == 3 and 0 not in labels:
-            raise ConfigError(f"the {name} data have no step labelled -1; with classes: 3 a 0 is neutral. Labels of 0 and 1 need classes: 2")
 
 
 def check_data(plan: Plan, report: EncodeReport, name: str, *, ties: str) -> None:
@@ -266,15 +250,15 @@ def check_data(plan: Plan, report: EncodeReport, name: str, *, ties: str) -> Non
     facts, settings = report.facts, plan.settings
     names = ", ".join(term.type for term in settings.terms)
     uses_margins = any(term.uses_margins for term in settings.terms)
-    if facts["margins"] and not uses_margins and settings.margins is None:
-        raise ConfigError(f"{facts['margins']} comparisons of the {name} data have margins, which {names} ignores; set loss.margins: none to leave them unread")
     if settings.margins and settings.margins.source not in ("none", "column") and uses_margins and facts["comparisons"] and not facts["margins"]:
         raise ConfigError(f"loss.margins is {settings.margins.source}, but no comparison of the {name} data has a margin by it; look at its columns")
     if any(isinstance(term, TieTermSettings) for term in settings.terms) and name == "train" and not facts["ties"]:
         hint = "set data.ties: soft to keep the tied ones" if ties == "drop" else "train bradley_terry instead"
         raise ConfigError(f"{names} gives ties a probability, but the {name} data have none among {facts['comparisons']} comparisons; {hint}")
-    if name == "train":
-        for attribute in plan.supervision.attributes:
-            if not facts[f"rating {attribute}"]:
-                known = sorted(key.removeprefix("rating ") for key in facts if key.startswith("rating "))
-                raise ConfigError(f"no row of the {name} data rates `{attribute}`" + (f"; they rate {', '.join(known)}" if known else ""))
+    if name != "train":
+        return
+    for attribute in plan.supervision.attributes:
+        if not facts[f"rating {attribute}"]:
+            raise ConfigError(f"no row of the {name} data rates `{attribute}`")
+    if plan.supervision.classes == 3 and not facts["steps labelled -1"]:
+        raise ConfigError(f"the {name} data have no step labelled -1; with classes: 3 a 0 is neutral. Labels of 0 and 1 need classes: 2")

@@ -10,7 +10,6 @@ from __future__ import annotations
 import logging
 import shutil
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -32,6 +31,7 @@ from palate.data.tokenization import Encoder, EncodeReport, prepare_tokenizer
 from palate.errors import ConfigError, DataError, ModelError, RowError, StorageError
 from palate.losses.objective import Objective
 from palate.losses.regularizers import head_overlap
+from palate.losses.terms import Outputs
 from palate.models.checkpoints import RewardStatistics, read_contract
 from palate.models.engine import choose_packing
 from palate.models.heads import head_name
@@ -40,21 +40,27 @@ from palate.models.reward_model import (
     as_evaluated,
     as_reward_model,
     fit_tokenizer,
-    is_decoder,
-    load_pretrained,
     load_tokenizer,
-    position_limit,
-    turn_dropout_off,
 )
 from palate.models.text_head import attach_text_head
 from palate.stats.calibration import fit_temperature
-from palate.training.across import STEP_GRADIENT, STEP_VALUE, WHOLE_STEP, mark_parts
+from palate.training.across import STEP_GRADIENT, STEP_SHARE, STEP_VALUE, mark_parts
 from palate.training.callbacks import print_samples
 from palate.training.config import RewardConfig
 from palate.training.contract import NUM_GOLDEN, build_contract
 from palate.training.embeddings import with_prompt_embeddings
 from palate.training.parts import REPEATED, PartsTrainer, parts_of
-from palate.training.supervision import Plan, check_data, check_values, plan
+from palate.training.setup import (
+    LOSS_PARAMETERS,
+    attach_loss_parameters,
+    base_of,
+    build_model,
+    check_model,
+    unwrapped,
+    within_positions,
+    wrap_peft,
+)
+from palate.training.supervision import check_data, plan
 from palate.training.tally import Evaluation, Tally
 from palate.types import Exchange, PreferenceGroup
 
@@ -143,9 +149,9 @@ class RewardTrainer(PartsTrainer):
         args.learning_rate = args.resolved_learning_rate(reward_model.num_parameters(), lora=peft_config is not None)
         if peft_config is not None:
             reward_model = wrap_peft(reward_model, peft_config, args)
-        attach_loss_parameters(reward_model, self.objective)
+        attach_loss_parameters(base_of(reward_model), self.objective, args)
         if self.plan.supervision.text:
-            attach_text_head(base_of(reward_model), name)
+            attach_text_head(base_of(reward_model), name, revision=revision, trust_remote_code=args.trust_remote_code)
         self.reports: dict[str, EncodeReport] = {}
         self.data_fingerprint = data_fingerprint
         self.reward_statistics: RewardStatistics | None = None
@@ -153,7 +159,7 @@ class RewardTrainer(PartsTrainer):
         if isinstance(train_dataset, IterableDataset):
             keep_batches_whole(args)
         if train_dataset is not None:
-            train_dataset = self._prepare(train_dataset, args, "train")
+            train_dataset = self._prepare(train_dataset, args, "train", training=True)
         if eval_dataset is not None:
             eval_dataset = self._prepare_evaluation(eval_dataset, args)
         self.pad = PreferenceCollator(int(tokenizer.pad_token_id), args.pad_to_multiple_of, self.plan.supervision)  # type: ignore[arg-type]
@@ -185,31 +191,31 @@ class RewardTrainer(PartsTrainer):
 
     # --- data -------------------------------------------------------------------------------------------------------------------------------
 
-    def _prepare(self, data: TrainingData, args: RewardConfig, name: str) -> Dataset | IterableDataset:
-        supervision = self.plan.supervision if name == "train" else replace(self.plan.supervision, off_topic=0)
+    def _prepare(self, data: TrainingData, args: RewardConfig, name: str, *, training: bool = False) -> Dataset | IterableDataset:
         encoded, report = prepare(
             data,
             self.encoder,
             name=name,
             ties=args.ties,
             on_bad_row=args.on_bad_row,
-            supervision=supervision,
+            supervision=self.plan.supervision,
+            off_topic=args.off_topic_negatives if training else 0,
             num_proc=args.dataset_num_proc,
             seed=args.seed,
         )
         self.reports[name] = report
         if report.groups and not isinstance(encoded, IterableDataset):
-            check_data(self.plan, report, name, ties=args.ties)
-            check_values(self.plan, encoded, name)
-        if supervision.prompts and name == "train":
-            encoded = with_prompt_embeddings(encoded, self.plan.settings.cross_prompt.encoder)  # type: ignore[union-attr]
+            check_data(self.plan, report, "train" if training else name, ties=args.ties)
+        if training and self.plan.settings.cross_prompt is not None:
+            with args.main_process_first(desc="embedding prompts"):  # the others find them in the cache
+                encoded = with_prompt_embeddings(encoded, self.plan.settings.cross_prompt.encoder)
         if report.groups and args.process_index == 0:
             logger.log(logging.WARNING if report.dropped or report.cut.total() else logging.INFO, "%s data: %s", name, report.summary())
         return encoded
 
     def _prepare_evaluation(self, data: EvaluationData, args: RewardConfig) -> Any:
         if isinstance(data, dict):
-            return {name: self._prepare(part, args, name) for name, part in data.items()}
+            return {name: self._prepare(part, args, f"eval {name}") for name, part in data.items()}
         return self._prepare(data, args, "eval")
 
     def _with_reference(self, data: Any) -> Any:
@@ -235,7 +241,16 @@ class RewardTrainer(PartsTrainer):
 
     def _set_signature_columns_if_needed(self) -> None:
         if self._signature_columns is None:
-            columns: Any = ["token_ids", "length", "tokens", *COMPARISON_KEYS, *extra_columns(self.plan.supervision), "prompt_embedding", "reference"]
+            columns: Any = [
+                "token_ids",
+                "length",
+                "tokens",
+                *COMPARISON_KEYS,
+                *extra_columns(self.plan.supervision),
+                "prompt_embedding",
+                "prompt_number",
+                "reference",
+            ]
             self._signature_columns = columns
 
     # --- loss -------------------------------------------------------------------------------------------------------------------------------
@@ -249,19 +264,8 @@ class RewardTrainer(PartsTrainer):
         result = self.objective(read, inputs, self._loss_parameters())
         weights = result.weights if num_items_in_batch is None else torch.as_tensor(num_items_in_batch).reshape(-1)
         loss = self.objective.loss(result.totals, weights)
-        if self.objective.orthogonal:  # this part's share, so that the step has it once
-            share = result.weights[0] / weights[0]
-            overlap = self.objective.orthogonal * head_overlap(self._head_weight().float())
-            loss = loss + overlap * share
-            if self.model.training and REPEATED not in inputs:
-                self.tally.add_term("head_overlap", overlap.detach(), share)
-        if WHOLE_STEP in inputs:
-            across = self.objective.across(read, inputs)
-            self._tally_across({name: value.detach() for name, value in across.items()})
-            loss = loss + torch.stack(list(across.values())).sum()
-        elif STEP_GRADIENT in inputs:
-            surrogate = (read.responses * inputs[STEP_GRADIENT]).sum()
-            loss = loss + (surrogate - surrogate.detach()) + inputs[STEP_VALUE]
+        if STEP_SHARE in inputs:
+            loss = loss + self._across_share(read, inputs)
         if REPEATED in inputs:
             loss = loss * 0.0
         elif self.model.training:
@@ -278,12 +282,32 @@ class RewardTrainer(PartsTrainer):
 
     def _loss_parameters(self) -> Mapping[str, Tensor]:
         """What the loss learns beside the model; it rides on the model, so that optimizers, clipping and ranks treat it as the rest."""
-        return unwrapped(self.accelerator, self.model).loss_parameters if self.objective.parameters else {}
+        return base_of(unwrapped(self.accelerator, self.model)).loss_parameters if self.objective.parameters else {}
+
+    def get_decay_parameter_names(self, model: Any) -> list[str]:
+        """Trainer's rule, without what the loss learns: a threshold is no weight."""
+        return [name for name in super().get_decay_parameter_names(model) if LOSS_PARAMETERS not in name]
 
     def _head_weight(self) -> Tensor:
         base = base_of(unwrapped(self.accelerator, self.model))
         name = head_name(base)
         return next(parameter for key, parameter in base.named_parameters() if f"{name}." in key and key.endswith("weight") and "original_module" not in key)
+
+    def _across_share(self, read: Outputs, inputs: dict[str, Any]) -> Tensor:
+        """This part's share of the terms across the step, with gradient; the shares of a step add up to the whole."""
+        share = inputs[STEP_SHARE]
+        if STEP_GRADIENT in inputs:
+            surrogate = (read.responses * inputs[STEP_GRADIENT]).sum()
+            loss = (surrogate - surrogate.detach()) + inputs[STEP_VALUE] * share
+        else:  # the part is the step
+            across = self.objective.across(read, inputs)
+            self._tally_across({name: value.detach() for name, value in across.items()})
+            loss = torch.stack(list(across.values())).sum()
+        if self.objective.orthogonal:
+            overlap = self.objective.orthogonal * head_overlap(self._head_weight().float())
+            self.tally.add_term("head_overlap", overlap.detach(), share)
+            loss = loss + overlap * share
+        return loss
 
     # --- across the step --------------------------------------------------------------------------------------------------------------------
 
@@ -297,9 +321,10 @@ class RewardTrainer(PartsTrainer):
     def _look_across(self, batches: list[Any]) -> None:
         model: Any = self.model_wrapped
         parts = [part for batch in batches for part in parts_of(batch)]
-        counts = self.accelerator.gather(torch.tensor([len(parts)], device=self.args.device))
-        if int(counts.sum()) == 1:
-            parts[0][WHOLE_STEP] = True
+        count = int(self.accelerator.gather(torch.tensor([len(parts)], device=self.args.device)).sum())
+        for part in parts:
+            part[STEP_SHARE] = 1.0 / count
+        if count == 1:
             return
         outputs = []
         with torch.no_grad(), self.compute_loss_context_manager():
@@ -351,7 +376,7 @@ class RewardTrainer(PartsTrainer):
         predictions, labels = torch.from_numpy(table[:, :2]), torch.zeros(len(table), dtype=torch.long)
         if self.preprocess_logits_for_metrics is not None:
             predictions = self.preprocess_logits_for_metrics(predictions, labels)
-        if self.compute_metrics is not None:
+        if self.compute_metrics is not None and len(table):
             metrics |= self.compute_metrics(EvalPrediction(predictions=predictions.numpy(), label_ids=labels.numpy()))
         self.reward_statistics = reward_statistics(table[:, 0], table[:, 1], table[:, 2])
         ours = {f"{metric_key_prefix}_{name}": value for name, value in metrics.items()}
@@ -359,6 +384,7 @@ class RewardTrainer(PartsTrainer):
 
     def evaluate(self, eval_dataset: Any = None, ignore_keys: list[str] | None = None, metric_key_prefix: str = "eval") -> dict[str, float]:
         if eval_dataset is not None and not isinstance(eval_dataset, str):
+            self._refuse_new_references()
             eval_dataset = self._prepare_evaluation(eval_dataset, self.args)
         metrics = super().evaluate(eval_dataset, ignore_keys, metric_key_prefix)
         if self.args.num_print_samples > 0 and self.eval_dataset is not None and self.is_world_process_zero():
@@ -366,7 +392,12 @@ class RewardTrainer(PartsTrainer):
         return metrics
 
     def predict(self, test_dataset: Any, ignore_keys: list[str] | None = None, metric_key_prefix: str = "test") -> Any:
+        self._refuse_new_references()
         return super().predict(self._prepare(test_dataset, self.args, metric_key_prefix), ignore_keys, metric_key_prefix)
+
+    def _refuse_new_references(self) -> None:
+        if self.plan.settings.text and self.plan.settings.text.variant == "dpo":
+            raise ConfigError("loss.text.variant dpo compares with the model before training, which is gone for data given now; give them as eval_dataset")
 
     def visualize_samples(self, num_print_samples: int = 10) -> None:
         """Print a table of the first evaluation pairs (texts as the model reads them) with their rewards."""
@@ -460,100 +491,6 @@ def check_single_device(args: RewardConfig) -> None:
     accelerator_config: Any = args.accelerator_config
     if accelerator_config.dispatch_batches:
         raise ModelError("accelerator_config.dispatch_batches=True would slice index batches; leave it unset")
-
-
-LOSS_PARAMETERS = "loss_parameters"
-
-
-def attach_loss_parameters(model: Any, objective: Objective) -> None:
-    """Put what the loss learns on the model, where optimizers find it; `_save` leaves it out of the weights and into the contract."""
-    if objective.parameters:
-        device = next(model.parameters()).device
-        values = {name: nn.Parameter(torch.tensor(value, device=device)) for name, value in objective.parameters.items()}
-        setattr(model, LOSS_PARAMETERS, nn.ParameterDict(values))
-
-
-def base_of(model: Any) -> Any:
-    """The classifier itself, of a PEFT model or a plain one."""
-    return model.get_base_model() if isinstance(getattr(model, "peft_config", None), dict) else model
-
-
-def unwrapped(accelerator: Any, model: Any) -> Any:
-    return accelerator.unwrap_model(model, keep_torch_compile=False)
-
-
-def check_model(model: Any, plan: Plan, args: RewardConfig) -> None:
-    """Refuse what a loss asks of a model that it cannot do. Raises ConfigError."""
-    base = base_of(model)
-    names = ", ".join(term.type for term in plan.settings.terms)
-    if plan.on_tokens and not is_decoder(base):
-        asks = "text" if plan.supervision.text else names
-        raise ConfigError(f"loss {asks} reads several tokens of a sequence, which needs a decoder (Llama, Qwen ...); {type(base).__name__} is an encoder")
-    if plan.objective.across and not args.disable_dropout:
-        raise ConfigError("terms that look across the step compute every part twice, which dropout would make differ; set disable_dropout: true")
-    if plan.supervision.reads == "divergence_padded" and args.packing not in ("auto", "padded"):
-        raise ConfigError(f"packing is {args.packing}, but token_divergence with padding: include needs padding; set packing to auto or padded")
-
-
-def build_model(model: str | Path | nn.Module, args: RewardConfig, quantization_config: Any, outputs: Sequence[str]) -> PreTrainedModel:
-    if not isinstance(model, (str, Path)):
-        if args.model_init_kwargs:
-            raise ModelError("model_init_kwargs are for a model given by name; this one is loaded already")
-        reward_model: Any = model
-        if isinstance(getattr(model, "peft_config", None), dict):  # a PeftModel: its base does the scoring
-            as_reward_model(reward_model.get_base_model(), outputs)
-            check_head_trains(reward_model)
-        else:
-            as_reward_model(reward_model, outputs)
-        if args.disable_dropout:
-            turn_dropout_off(reward_model)
-        return reward_model
-    assert not isinstance(args.model_init_kwargs, str)  # TrainingArguments has parsed JSON by now
-    kwargs: dict[str, Any] = dict(args.model_init_kwargs or {})
-    if quantization_config is not None:
-        if "quantization_config" in kwargs:
-            raise ModelError("quantization_config is given twice: as an argument and in model_init_kwargs")
-        kwargs["quantization_config"] = quantization_config
-    kwargs.pop("num_labels", None)
-    trust_remote_code = kwargs.pop("trust_remote_code", args.trust_remote_code)
-    return load_pretrained(str(model), trust_remote_code=trust_remote_code, disable_dropout=args.disable_dropout, seed=args.seed, outputs=outputs, **kwargs)
-
-
-def wrap_peft(model: PreTrainedModel, peft_config: Any, args: RewardConfig) -> Any:
-    """The model with adapters; the head joins `modules_to_save`, since PEFT would otherwise freeze it at its random start and not save it."""
-    try:
-        from peft import PeftModel, get_peft_model, prepare_model_for_kbit_training
-    except ImportError as error:
-        raise ModelError("peft_config needs the peft package: pip install 'palate[peft]'") from error
-    if isinstance(model, PeftModel):
-        raise ModelError("the model already is a PeftModel; merge it first, or leave out peft_config")
-    head = head_name(model)
-    # What pre-training did not have (a fresh pooler, say) is random until it is trained, and must be saved with the head.
-    fresh = getattr(model, "_new_head_modules", [])
-    peft_config.task_type = "SEQ_CLS"
-    peft_config.modules_to_save = sorted({*(peft_config.modules_to_save or []), *(name.removeprefix(f"{model.base_model_prefix}.") for name in (head, *fresh))})
-    if getattr(model, "is_quantized", False):
-        model = prepare_model_for_kbit_training(model, use_gradient_checkpointing=args.gradient_checkpointing)
-    wrapped = get_peft_model(model, peft_config)
-    check_head_trains(wrapped)
-    if args.gradient_checkpointing:
-        wrapped.enable_input_require_grads()
-    return wrapped
-
-
-def check_head_trains(model: Any) -> None:
-    head = head_name(model.get_base_model())
-    if not any(parameter.requires_grad and f".{head}." in name for name, parameter in model.named_parameters()):
-        raise ModelError(f"the reward head `{head}` would not be trained; give task_type='SEQ_CLS' or modules_to_save=['{head}']")
-
-
-def within_positions(max_length: int | None, model: PreTrainedModel) -> int | None:
-    """`max_length`, lowered (and said so) to what the model's learned positions allow."""
-    limit = position_limit(model)
-    if limit is None or (max_length is not None and max_length <= limit):
-        return max_length
-    logger.warning("max_length is %s, but %s has %s positions: %s is used", max_length, type(model).__name__, limit, limit)
-    return limit
 
 
 def golden_exchanges(data: Any, encoder: Encoder) -> list[Exchange]:
