@@ -408,6 +408,15 @@ def test_sides_that_are_compared_token_by_token_keep_the_same_prompt() -> None:
     assert parted[24] == parted[None] and all(len(ids) <= 24 for ids in kept[24].token_ids)
 
 
+def test_sides_that_cannot_be_compared_name_their_row() -> None:
+    """One row of many: without its place nobody finds it."""
+    data = [{"prompt": "p", "chosen": "the sea", "rejected": "the wind"}, {"chosen_ids": [5, 6, 7], "rejected_ids": [8, 6, 7]}]
+    groups = [group for row in data for group in load_groups([row], name="x").groups]
+    groups[1] = replace(groups[1], metadata={**groups[1].metadata, "location": "x row 2"})
+    with pytest.raises(DataError, match="x row 2: the first token of both sides differs"):
+        list(encoder("qwen3").encode_groups(groups, EncodeReport(), supervision=Supervision(reads="divergence")))
+
+
 # --- what is kept, and why not --------------------------------------------------------------------------------------------------------------------
 
 DECIDED, TIED, WEIGHTLESS = Comparison(0, 1), Comparison(0, 1, probability=0.5), Comparison(0, 1, weight=0.0)

@@ -33,7 +33,8 @@ trainer = RewardTrainer(
     model=tiny_model("qwen3", seed=1),
     args=RewardConfig(
         output_dir=output, per_device_train_batch_size=batch, per_device_eval_batch_size=3, learning_rate=0.1, optim="sgd", logging_steps=1,
-        num_train_epochs=2, report_to="none", ties="soft", save_strategy="no", use_cpu=True, disable_tqdm=True, eval_strategy="epoch", token_budget=budget, loss=loss,
+        num_train_epochs=2, report_to="none", ties="soft", save_strategy="no", use_cpu=True, disable_tqdm=True, eval_strategy="epoch",
+        token_budget=budget, loss=loss,
         **({"fsdp": "full_shard", "fsdp_config": {"version": 2, "transformer_layer_cls_to_wrap": ["Qwen3DecoderLayer"]}} if sharded else {}),
     ),
     train_dataset=groups, eval_dataset=groups[:7], processing_class=chatml_tokenizer(),

@@ -70,7 +70,10 @@ def ranks_of(group: PreferenceGroup, attribute: str | None = None) -> tuple[floa
     """
     if attribute is not None:
         return tuple(-rating.get(attribute, math.nan) for rating in group.ratings) or None
-    return group.ranks or _ranks_from_comparisons(group.comparisons, len(group.responses))
+    if group.ranks:
+        return group.ranks
+    ranks = _ranks_from_comparisons(group.comparisons, len(group.responses) - group.off_topic)
+    return None if ranks is None else (*ranks, *(math.nan for _ in range(group.off_topic)))
 
 
 def _ranks_from_comparisons(comparisons: Sequence[Comparison], k: int) -> tuple[float, ...] | None:

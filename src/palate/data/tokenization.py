@@ -282,7 +282,10 @@ class Encoder:
             return None
         if supervision.reads.startswith("divergence"):
             for c in comparisons:
-                compared_span(ids[c.chosen], ids[c.rejected], padding=supervision.reads == "divergence_padded")
+                try:
+                    compared_span(ids[c.chosen], ids[c.rejected], padding=supervision.reads == "divergence_padded")
+                except DataError as error:
+                    raise DataError(f"{group.metadata.get('location', source)}: {error}") from error
         removed = [len(before) - len(after) for before, after in zip(uncut, ids, strict=True)]
         cut = sum(removed)
         starts: tuple[int, ...] = ()
