@@ -292,6 +292,15 @@ def test_a_step_ends_with_the_last_token_before_the_next(kind: str, form: str, n
     assert [e.tokenizer.decode(ids[len(e.rules.prefix) : end + 1]) for end in ends] == [before + part for part in read]
 
 
+@pytest.mark.parametrize(("kind", "response"), [("llama", "s"), ("qwen3", "end"), ("qwen3", "im")])
+def test_a_step_is_not_looked_for_in_the_end_of_the_turn(kind: str, response: str) -> None:
+    """`s` stands in `</s>`, `end` in `<|im_end|>`: the step ends with its own last token, not with EOS."""
+    e = encoder(kind)
+    exchange = in_steps("chat", "p", response)
+    (end,) = e.step_ends(exchange, [response])
+    assert e.tokenizer.decode(e.encode([exchange])[0][: end + 1]).endswith(f"{' ' if kind == 'llama' else chr(10)}{response}")
+
+
 def test_a_step_of_another_text_is_refused() -> None:
     e = encoder("qwen3")
     exchange = in_steps("text", "the wind", "the sea", "the fox")

@@ -11,6 +11,7 @@ import hashlib
 import json
 import logging
 import os
+import time
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from itertools import islice
@@ -198,11 +199,19 @@ def open_output(
         "versions": package_versions(),
     }
     path = folder / MANIFEST
+    rank, _ = rank_and_ranks()
+    if rank:  # the first rank looks after the folder; the others come when its manifest is there
+        waited = 0.0
+        while not path.is_file():
+            if waited > PATIENCE:
+                raise StorageError(f"{path}: was not written within {PATIENCE:.0f} s; did the first rank fail?")
+            time.sleep(0.5)
+            waited += 0.5
     if path.is_file():
         before = json.loads(path.read_text(encoding="utf-8"))
         if changed := [key for key in manifest if key != "versions" and before.get(key) != manifest[key]]:
             raise StorageError(f"{folder}: holds another job ({', '.join(changed)} differ); choose another --output")
-        if not resume:
+        if not resume and not rank:
             raise StorageError(f"{folder}: holds this job already; go on with it by --resume, or choose another --output")
     elif folder.exists() and any(folder.iterdir()):
         raise StorageError(f"{folder}: is not empty and holds no {MANIFEST}; choose another --output")
@@ -229,10 +238,18 @@ def first_layout(shards: Sequence[Shard], columns: dict[str, str] | None) -> str
     raise DataError("no line of the input is a JSON object")
 
 
+PATIENCE = 600.0  # seconds that a rank waits for the first one
+
+
+def rank_and_ranks() -> tuple[int, int]:
+    """Which process this is, and of how many, as launchers (torchrun, srun with its variables renamed) say."""
+    return int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
+
+
 def score_here(job: ScoringJob, shards: Sequence[Shard], scorer: LocalScorer | None = None) -> None:
-    """One process after the other shard; of several ranks (RANK and WORLD_SIZE, as launchers set them) each takes its own."""
-    rank, ranks = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
-    mine = shards[rank::ranks]
+    """One shard after the other; of several ranks each takes its own, by the shard's number, so that it does not matter when they start."""
+    rank, ranks = rank_and_ranks()
+    mine = [shard for shard in shards if shard.number % ranks == rank]
     if not mine:
         return
     worker = ShardScorer(job, scorer)
