@@ -452,7 +452,7 @@ def test_a_key_of_the_section_in_a_term_is_sent_to_the_section(key: str) -> None
         ({"loss": {"label_smoothing": 0.7}}, r"^loss\.label_smoothing:? is 0\.7"),
         ({"loss": {"unbiased": True}}, "^loss: unbiased needs label_smoothing"),
         ({"loss": {"type": "hinge", "gamma": 1}}, r"^unknown key loss\.gamma; known keys: weight, label_smoothing"),
-        ({"loss": {"margin": "none"}}, r"^unknown key loss\.margin; did you mean margins\?"),
+        ({"loss": {"margin": "none"}}, r"^unknown key loss\.margin; did you mean `loss\.margins`\?"),
         ({"loss": {"type": "ordinal"}}, r"^loss\.levels:? (is missing|field required)"),
         ({"loss": {"terms": [BT, {"type": "ordinal"}]}}, r"^loss\.terms\.1\.levels:? (is missing|field required)"),
         ({"loss": {"terms": [BT, {"type": "hinge", "gamma": 1}]}}, r"^unknown key loss\.terms\.1\.gamma"),

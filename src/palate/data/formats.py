@@ -474,6 +474,8 @@ def parse_two_responses(row: Row) -> PreferenceGroup:
     signed = next((name for name in SIGNED_LABELS if row.get(name) is not None), None)
     if signed is not None:
         strength = _number(row[signed], signed, kind="label")
+        if abs(strength) > 3:
+            raise RowError("label", f"column `{signed}` is {strength:g}, expected -3 (the first is much better) to 3 (the second is)")
         comparison = Comparison(*((0, 1) if strength < 0 else (1, 0)), margin, weight, strength=abs(strength))
         return _group(row, used, prompt, responses, [comparison._replace(probability=0.5, margin=0.0) if strength == 0 else comparison])
     if label is None:
@@ -542,7 +544,7 @@ def parse_soft_label(row: Row) -> PreferenceGroup:
 def parse_stepwise(row: Row) -> PreferenceGroup:
     """TRL's stepwise supervision: `completions` are the steps of one answer, `labels` say which steps are right."""
     _, prompt = _prompt(row)
-    steps = [_text(step, "completions") for step in row["completions"]]
+    steps = [_text(step, "completions").rstrip() for step in row["completions"]]
     labels = _listed(row, "labels", len(steps))
     response = _as_response(STEP_SEPARATOR.join(steps), "completions", prompt)
     marked = [Step(step, None if label is None else _step_label(label)) for step, label in zip(steps, labels, strict=True)]

@@ -77,6 +77,7 @@ def ranks_of(group: PreferenceGroup, attribute: str | None = None) -> tuple[floa
 
 
 def _ranks_from_comparisons(comparisons: Sequence[Comparison], k: int) -> tuple[float, ...] | None:
+    comparisons = [c for c in comparisons if c.weight > 0]
     pairs = {frozenset((c.chosen, c.rejected)) for c in comparisons}
     if k < 2 or len(pairs) != k * (k - 1) // 2 or len(comparisons) != len(pairs):
         return None

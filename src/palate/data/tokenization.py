@@ -343,7 +343,8 @@ class Encoder:
         text = self._body(exchange)
         encoded = self.tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
         shift = len(self._with_prefix(encoded["input_ids"])) - len(encoded["input_ids"])
-        at = text.rfind(response_text(exchange).strip())
+        end = str(self.tokenizer.eos_token or "")  # its letters are not the response's
+        at = text.removesuffix(end).rfind(response_text(exchange).strip())
         if at < 0:
             raise RowError("rewritten", "the chat template does not keep the response as it stands, so its steps cannot be found in what the model reads")
         spans = []

@@ -87,7 +87,7 @@ class LocalScorer:
             return rewards, [{"steps": one.tolist()} for one in steps]
         outputs = self.outputs(conversations, progress=progress, on_long=on_long)
         rewards = outputs @ np.array(self.readout.weights, dtype=np.float32)
-        return rewards, [dict(zip(names, row, strict=True)) for row in outputs.tolist()] if len(names) > 1 else [{}] * len(rewards)
+        return rewards, [dict(zip(names, row, strict=True)) for row in outputs.tolist()] if len(names) > 1 else [{} for _ in rewards]
 
     def outputs(self, conversations: Sequence[Exchange | Conversation], *, progress: bool = False, on_long: str | None = None) -> np.ndarray:
         """All outputs of the head for N conversations, float32 [N, D]; `self.readout.outputs` names them."""

@@ -143,7 +143,8 @@ class RewardConfig(TrainingArguments):
         try:
             return LossSettings.model_validate(simple if self.loss is None else self.loss)
         except ValidationError as error:
-            raise ConfigError("\n".join(explain(problem) for problem in error.errors())) from error
+            short = self.loss is None or (isinstance(self.loss, dict) and "terms" not in self.loss)
+            raise ConfigError("\n".join(explain(problem, short=short) for problem in error.errors())) from error
 
     def resolved_learning_rate(self, num_parameters: int, *, lora: bool) -> float:
         """The given learning rate, or the default for a model of this size."""

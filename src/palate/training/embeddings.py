@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import importlib.util
+import json
 import os
 import uuid
 from collections.abc import Sequence
@@ -38,7 +39,7 @@ def embed_prompts(prompts: Sequence[str], encoder: str | None = None) -> np.ndar
     name = encoder or default_encoder()
     weights = sorted(Path(name).rglob("*.safetensors")) if Path(name).is_dir() else []
     stamps = [f"{path} {path.stat().st_size} {path.stat().st_mtime_ns}" for path in weights]  # a local encoder may have been trained again
-    key = hashlib.sha256("\0".join([name, *stamps, *prompts]).encode()).hexdigest()
+    key = hashlib.sha256(json.dumps([name, stamps, list(prompts)]).encode()).hexdigest()
     path = Path(os.environ.get("PALATE_CACHE", Path(HF_HOME) / "palate")) / "prompt_embeddings" / f"{key}.npy"
     if path.is_file():
         return np.load(path)

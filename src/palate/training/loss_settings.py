@@ -392,15 +392,24 @@ def fields_at(location: Sequence[Any]) -> list[str]:
         "cross_prompt": CrossPromptSettings,
     }
     kind = next((kinds[part] for part in reversed(location) if part in kinds), LossSettings)
-    return [name for name in kind.model_fields if name != "type"] + (
-        [name for name in LossSettings.model_fields if name != "terms"] if kind in TERM_KINDS.values() else []
-    )
+    return [name for name in kind.model_fields if name not in ("type", "terms")]
 
 
 def readable(location: Sequence[Any], *, short: bool) -> tuple[str, ...]:
     """A location without the names that pydantic puts in for union members; of a term that stands in the section itself (`short`), its own keys alone."""
     parts = tuple(str(part) for i, part in enumerate(location) if not (i >= 2 and part in TERM_KINDS and location[i - 2] == "terms"))
     return parts[2:] if short and parts[:1] == ("terms",) else parts
+
+
+def hint(location: Sequence[Any], *, short: bool) -> str:
+    """What an unknown key may have meant: a field of the place where it stands, or a key of the section itself."""
+    *parents, key = location
+    names = fields_at(parents)
+    places: dict[str, tuple[str, ...]] = {name: ("loss", *readable(parents, short=short)) for name in names}
+    if parents[:1] == ["terms"]:
+        places |= {name: ("loss",) for name in LossSettings.model_fields if name != "terms"}
+    near = difflib.get_close_matches(str(key), places, n=1, cutoff=0.5)
+    return f"did you mean `{'.'.join((*places[near[0]], near[0]))}`?" if near else f"known keys: {', '.join(places if short else names)}"
 
 
 def message(problem: Any) -> str:
@@ -418,13 +427,11 @@ def message(problem: Any) -> str:
     return f"is {problem['input']!r:.80}: {problem['msg'].lower()}"
 
 
-def explain(problem: Any) -> str:
-    """One error of a loss section that was given as a dictionary."""
-    key = ".".join(("loss", *readable(problem["loc"], short=False)))
+def explain(problem: Any, *, short: bool) -> str:
+    """One error of a loss section that was given as a dictionary; `short`: its one term stands in the section itself."""
+    key = ".".join(("loss", *readable(problem["loc"], short=short)))
     if problem["type"] == "extra_forbidden":
-        names = fields_at(problem["loc"])
-        near = difflib.get_close_matches(str(problem["loc"][-1]), names, n=1, cutoff=0.5)
-        return f"unknown key {key}; " + (f"did you mean {near[0]}?" if near else f"known keys: {', '.join(names)}")
+        return f"unknown key {key}; {hint(problem['loc'], short=short)}"
     return f"{key}{':' if problem['type'] in SENTENCES else ''} {message(problem)}"
 
 

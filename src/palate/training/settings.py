@@ -16,8 +16,7 @@ import yaml
 from pydantic import Field, ValidationError, field_validator, model_validator
 
 from palate.errors import ConfigError
-from palate.training.loss_settings import SENTENCES, LossSettings, Section, message, readable
-from palate.training.loss_settings import fields_at as loss_fields_at
+from palate.training.loss_settings import SENTENCES, LossSettings, Section, hint, message, readable
 from palate.types import Packing
 
 
@@ -293,8 +292,6 @@ def _put(values: dict[str, Any], key: str, value: Any) -> None:
 
 
 def _fields_at(location: Sequence[Any]) -> list[str]:
-    if location[:1] == ["loss"]:
-        return loss_fields_at(location[1:])
     model: Any = RunSettings
     for part in location:
         field = getattr(model, "model_fields", {}).get(part)
@@ -305,20 +302,24 @@ def _fields_at(location: Sequence[Any]) -> list[str]:
 def _explain(problem: Any, values: Mapping[str, Any], where: Where) -> str:
     # pydantic puts the names of union branches into the path; they are no keys
     location = [str(part) for part in problem["loc"] if not (isinstance(part, str) and ("[" in part or part in ("HeldOut",)))]
-    fields = list(location)
+    short = False
     if location[:1] == ["loss"]:
         given = values.get("loss")
-        location = ["loss", *readable(problem["loc"][1:], short=not (isinstance(given, Mapping) and "terms" in given))]
+        short = not (isinstance(given, Mapping) and "terms" in given)
+        location = ["loss", *readable(problem["loc"][1:], short=short)]
     key = ".".join(location)
     if problem["type"] == "extra_forbidden":
-        names = _fields_at(fields[:-1])
+        if location[0] == "loss":
+            return f"{where.find(key)}: unknown key `{key}`; {hint(problem['loc'][1:], short=short)}"
+        names = _fields_at(location[:-1])
         near = difflib.get_close_matches(location[-1], names, n=1, cutoff=0.5)
-        hint = f"did you mean `{'.'.join([*location[:-1], near[0]])}`?" if near else f"known keys: {', '.join(names)}"
-        return f"{where.find(key)}: unknown key `{key}`; {hint}"
+        meant = f"did you mean `{'.'.join([*location[:-1], near[0]])}`?" if near else f"known keys: {', '.join(names)}"
+        return f"{where.find(key)}: unknown key `{key}`; {meant}"
     if problem["type"] == "missing":
         return f"{where.find('.'.join(location[:-1]))}: `{key}` is missing; set it in the file or with --{key}"
     if problem["type"] in SENTENCES:
-        return f"{where.find(key)}: `{key}`: {message(problem)}"
+        place = f"{key}.type" if problem["type"] == "union_tag_invalid" else key
+        return f"{where.find(place)}: `{key}`: {message(problem)}"
     return f"{where.find(key)}: `{key}` {message(problem)}"
 
 
