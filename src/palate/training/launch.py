@@ -15,6 +15,7 @@ from pathlib import Path
 import psutil
 
 from palate.errors import Interrupted, ModelError
+from palate.training.resume import last_complete
 from palate.training.settings import LaunchSettings
 
 LAUNCHED = "LOCAL_RANK"
@@ -53,8 +54,8 @@ def start(launch: LaunchSettings, arguments: Sequence[str], directory: str | Pat
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
-    found = sorted(Path(directory).glob("checkpoint-*"), key=lambda path: path.stat().st_mtime)
-    left = f"the last checkpoint is {found[-1]}; go on with --resume" if found else "there is no checkpoint yet"
+    found = last_complete(directory)
+    left = f"the last checkpoint is {found}; go on with --resume" if found else "there is no checkpoint yet"
     if received:
         raise Interrupted(f"stopped; {left}")
     if code:

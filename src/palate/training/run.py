@@ -16,7 +16,6 @@ import torch
 import yaml
 from datasets import IterableDataset
 from transformers import ProgressCallback
-from transformers.trainer_utils import get_last_checkpoint
 
 from palate.data.collation import encoded_row
 from palate.data.loading import LoadReport, fingerprint, iter_groups, load_groups, mix, prompt_key, split_by_prompt
@@ -28,6 +27,7 @@ from palate.training.adapters import adapter_config, quantization_config
 from palate.training.callbacks import StopOnInterrupt, TrainingBar
 from palate.training.config import RewardConfig
 from palate.training.contract import check_saved
+from palate.training.resume import checkpoints, last_complete, remove_incomplete
 from palate.training.settings import HeldOut, RunSettings, SourceSettings
 from palate.training.trainer import RewardTrainer, keep_batches_whole
 from palate.types import PreferenceGroup, Supervision
@@ -173,7 +173,7 @@ def dry_run(settings: RunSettings) -> dict[str, Any]:
 def train(settings: RunSettings, *, resume: bool = False, say: Say = print) -> FinishedRun:
     """Train and save. Raises StorageError when the output directory holds another run, Interrupted after Ctrl-C (with a checkpoint)."""
     directory = Path(settings.training["output_dir"])
-    checkpoint = guard_directory(directory, settings, resume=resume)
+    checkpoint = guard_directory(directory, settings, resume=resume, say=say)
     data = load_data(settings)
     stop = StopOnInterrupt()
     trainer = build_trainer(settings, data, [stop])
@@ -226,13 +226,13 @@ def run_record(trainer: RewardTrainer, data: RunData, metrics: dict[str, float])
     }
 
 
-def guard_directory(directory: Path, settings: RunSettings, *, resume: bool) -> str | None:
+def guard_directory(directory: Path, settings: RunSettings, *, resume: bool, say: Say = print) -> str | None:
     """The checkpoint to go on from. Raises StorageError when the directory holds another run, or none to resume."""
     occupied = directory.is_dir() and any((directory / name).exists() for name in (SETTINGS_NAME, RUN_NAME, "config.json", "adapter_config.json"))
     if directory.exists() and not directory.is_dir():
         raise StorageError(f"{directory}: is a file; training.output_dir must be a folder")
     if not resume:
-        if occupied or (directory.is_dir() and get_last_checkpoint(str(directory))):
+        if occupied or (directory.is_dir() and checkpoints(directory)):
             raise StorageError(f"{directory}: holds another run; choose another training.output_dir, or go on with it by --resume")
         try:
             directory.mkdir(parents=True, exist_ok=True)
@@ -248,4 +248,7 @@ def guard_directory(directory: Path, settings: RunSettings, *, resume: bool) -> 
     changed = [section for section in ("model", "data", "loss") if before.get(section) != now[section]]
     if changed:
         raise StorageError(f"{directory}: the interrupted run had another {' and '.join(changed)} section (see {SETTINGS_NAME}); resume with the same settings")
-    return get_last_checkpoint(str(directory))
+    for broken in remove_incomplete(directory):
+        say(f"Note: {broken.name} was not written whole and is removed")
+    whole = last_complete(directory)
+    return str(whole) if whole else None

@@ -50,6 +50,7 @@ from palate.training.config import RewardConfig
 from palate.training.contract import NUM_GOLDEN, build_contract
 from palate.training.embeddings import with_prompt_embeddings
 from palate.training.parts import REPEATED, PartsTrainer, parts_of
+from palate.training.resume import last_complete, mark_complete
 from palate.training.setup import (
     LOSS_PARAMETERS,
     attach_loss_parameters,
@@ -419,12 +420,24 @@ class RewardTrainer(PartsTrainer):
         self.model.train(training)
         print_samples(rows, f"Evaluation samples at step {self.state.global_step}")
 
+    def train(self, resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any) -> Any:
+        """Trainer's, but `resume_from_checkpoint=True` goes on from the last checkpoint that was written whole."""
+        if resume_from_checkpoint is True:
+            found = last_complete(str(self.args.output_dir))
+            if found is None:
+                raise StorageError(f"{self.args.output_dir}: holds no whole checkpoint to resume from")
+            resume_from_checkpoint = str(found)
+        return super().train(resume_from_checkpoint, *args, **kwargs)
+
     # --- saving ------------------------------------------------------------------------------------------------------------------------------
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
         """A resumable checkpoint, or none: what a full disk left half-written is removed."""
         try:
             super()._save_checkpoint(model, trial)
+            self.accelerator.wait_for_everyone()  # each rank writes its own random state
+            if self.args.should_save:
+                mark_complete(Path(self._get_output_dir(trial)) / f"checkpoint-{self.state.global_step}", self.state.global_step)
         except (OSError, SafetensorError, RuntimeError) as error:
             if isinstance(error, RuntimeError) and "write" not in str(error):  # torch.save reports a full disk as RuntimeError
                 raise
