@@ -94,7 +94,7 @@ def test_everything_too_long(train) -> None:
         (["--verbose"], "unknown option --verbose"),
         (["--training.eval_strategy=steps"], "there is no evaluation data; set data.eval"),
         (["--training.save_strategy=sometimes"], "training:"),
-        (["--data.streaming", "--data.train.weight=2"], "weight and cap need the whole data"),
+        (["--data.streaming", "--data.train.cap=2"], "cap counts the rows of a source"),
         (["--data.streaming", "--training.max_steps=0"], "set training.max_steps"),
     ],
 )

@@ -81,6 +81,16 @@ class EncodeReport:
     def drop(self, source: str, reason: str, count: int = 1) -> None:
         self.dropped.setdefault(source, Counter())[reason] += count
 
+    def add(self, other: EncodeReport) -> None:
+        """The account of another pass, added to this one."""
+        for name in ("groups", "kept", "cut", "facts"):
+            getattr(self, name).update(getattr(other, name))
+        for source, reasons in other.dropped.items():
+            self.dropped.setdefault(source, Counter()).update(reasons)
+        self.tokens += other.tokens
+        self.unique_tokens += other.unique_tokens
+        self.longest = max(self.longest, other.longest)
+
     def as_dict(self) -> dict[str, Any]:
         return {
             source: {"groups": self.groups[source], "kept": self.kept[source], "cut": self.cut[source], "dropped": dict(self.dropped.get(source, {}))}

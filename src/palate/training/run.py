@@ -6,45 +6,31 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
 import yaml
-from datasets import IterableDataset
 from transformers import ProgressCallback
 
-from palate.data.collation import encoded_row
-from palate.data.loading import LoadReport, fingerprint, iter_groups, load_groups, mix, prompt_key, split_by_prompt
-from palate.data.preparation import encoded_features
-from palate.data.tokenization import Encoder, EncodeReport
-from palate.errors import ConfigError, DataError, Interrupted, PalateError, StorageError
+from palate.data.loading import fingerprint, prompt_key
+from palate.data.tokenization import EncodeReport
+from palate.errors import ConfigError, Interrupted, PalateError, StorageError
 from palate.models.checkpoints import package_versions, whole_directory, write_text
 from palate.training.adapters import adapter_config, quantization_config
 from palate.training.callbacks import StopOnInterrupt, TrainingBar
 from palate.training.config import RewardConfig
 from palate.training.contract import check_saved
+from palate.training.data import RunData, load_data, mapped, streamed
 from palate.training.resume import checkpoints, last_complete, remove_incomplete
-from palate.training.settings import HeldOut, RunSettings, SourceSettings
+from palate.training.settings import RunSettings
 from palate.training.trainer import RewardTrainer, keep_batches_whole
-from palate.types import PreferenceGroup, Supervision
 
 SETTINGS_NAME, RUN_NAME = "run.yaml", "run.json"
-SHUFFLE_BUFFER = 1024  # groups shuffled at a time while streaming
-
 Say = Callable[[str], None]
-
-
-@dataclass
-class RunData:
-    """Training groups (None while streaming), evaluation groups, and what became of every source's rows."""
-
-    train: list[PreferenceGroup] | None
-    evaluation: list[PreferenceGroup] | None
-    reports: list[LoadReport] = field(default_factory=list)
 
 
 @dataclass
@@ -53,45 +39,6 @@ class FinishedRun:
     trainer: RewardTrainer
     data: RunData
     metrics: dict[str, float]
-
-
-def load_data(settings: RunSettings) -> RunData:
-    """Read, mix and split the data of a run. Raises DataError when a row is bad (see data.on_bad_row) or a split is impossible."""
-    data = settings.data
-    reports: list[LoadReport] = []
-
-    def read(sources: Sequence[SourceSettings]) -> list[list[PreferenceGroup]]:
-        loaded = [
-            load_groups(
-                source.path,
-                split=source.split,
-                columns=source.columns or data.columns,
-                on_bad_row=data.on_bad_row,
-                name=source.name,
-                margins=settings.loss.margin_source == "column",
-            )
-            for source in sources
-        ]
-        reports.extend(report for one in loaded for report in one.reports)
-        return [one.groups for one in loaded]
-
-    def mixed(sources: Sequence[SourceSettings], groups: Sequence[Sequence[PreferenceGroup]]) -> list[PreferenceGroup]:
-        parts = zip(sources, groups, strict=True)
-        return [group for i, (source, part) in enumerate(parts) for group in mix(part, weight=source.weight, cap=source.cap, seed=data.seed + i)]
-
-    if data.streaming:
-        if isinstance(data.eval, HeldOut):
-            raise ConfigError("data.eval: {split: ...} needs the whole data in memory; while streaming give data.eval a file")
-        if not settings.training.get("max_steps"):
-            raise ConfigError("data.streaming: a stream has no known end; set training.max_steps")
-        return RunData(None, mixed(data.eval, read(data.eval)) if data.eval else None, reports)
-    sources = read(data.train)
-    if isinstance(data.eval, HeldOut):
-        # held out before mixing, so that a source counted twice is not evaluated twice
-        _, evaluation = split_by_prompt([group for part in sources for group in part], fraction=data.eval.split, seed=data.seed)
-        held = {id(group) for group in evaluation}
-        return RunData(mixed(data.train, [[g for g in part if id(g) not in held] for part in sources]), evaluation, reports)
-    return RunData(mixed(data.train, sources), mixed(data.eval, read(data.eval)) if data.eval else None, reports)
 
 
 def shared_prompts(data: RunData) -> int:
@@ -121,32 +68,13 @@ def build_trainer(settings: RunSettings, data: RunData, callbacks: list[Any] | N
         callbacks=callbacks,
         data_fingerprint=fingerprint(data.train) if data.train else None,
     )
-    if data.train is None:
+    if settings.data.streaming:
         report = trainer.reports["train"] = EncodeReport()
         keep_batches_whole(trainer.args)
         trainer.train_dataset = streamed(settings, trainer.encoder, report, trainer.plan.supervision)
+    elif settings.data.mapped:
+        trainer.train_dataset, trainer.reports["train"] = mapped(settings, trainer.encoder, trainer.plan)
     return trainer
-
-
-def streamed(settings: RunSettings, encoder: Encoder, report: EncodeReport, supervision: Supervision) -> IterableDataset:
-    """Encoded groups read as training asks for them, source after source, shuffled within a buffer."""
-    if supervision.prompts:
-        raise ConfigError("loss.cross_prompt embeds all prompts before training; it needs data in memory, not data.streaming")
-    margins = settings.loss.margin_source == "column"
-
-    def groups() -> Iterator[PreferenceGroup]:
-        for source in settings.data.train:
-            account = LoadReport(source.name or source.path)
-            columns = source.columns or settings.data.columns
-            yield from iter_groups(source.path, account, split=source.split, columns=columns, margins=margins, streaming=True)
-            if account.bad and settings.data.on_bad_row == "error":
-                raise DataError(f"{account.source}: {sum(account.bad.values())} rows cannot be used: " + "; ".join(account.examples))
-
-    def rows() -> Iterator[dict[str, Any]]:
-        for i, encoded in enumerate(encoder.encode_groups(groups(), report, ties=settings.data.ties, supervision=supervision)):
-            yield encoded_row(encoded, i, supervision)
-
-    return IterableDataset.from_generator(rows, features=encoded_features(supervision)).shuffle(seed=settings.data.seed, buffer_size=SHUFFLE_BUFFER)
 
 
 def dry_run(settings: RunSettings) -> dict[str, Any]:
@@ -188,7 +116,7 @@ def train(settings: RunSettings, *, resume: bool = False, say: Say = print) -> F
         output = trainer.train(resume_from_checkpoint=checkpoint)
     finally:
         stop.restore()
-    if data.train is None:
+    if settings.data.streaming:
         say(f"streamed: {trainer.reports['train'].summary()}")
     if stop.interrupted:
         trainer.accelerator.wait_for_everyone()  # a rank that ends early has the others ended too, and one of them is writing

@@ -69,8 +69,9 @@ class DataSettings(Section):
     packing: Packing = Field("auto", description="How batches are computed; auto: the fastest exact way.")
     token_budget: int | None = Field(None, gt=0, description="Tokens computed at a time; larger batches are cut into parts. Unset: by device.")
     off_topic_negatives: int = Field(0, ge=0, description="Responses to other prompts added to each training prompt as worse than its best.")
-    streaming: bool = Field(False, description="Read training rows while training (needs training.max_steps).")
-    num_proc: int | None = Field(None, description="Processes that tokenize hub data sets.")
+    mapped: bool = Field(False, description="Encode training rows into Arrow files on disk, kept and found again, in place of memory (see num_proc).")
+    streaming: bool = Field(False, description="Read training rows while training, sources by their weights (needs training.max_steps).")
+    num_proc: int | None = Field(None, description="Processes that tokenize mapped data.")
     seed: int = Field(42, description="Seed of mixing and of the held-out split.")
 
     @field_validator("train", mode="before")
@@ -94,8 +95,10 @@ class DataSettings(Section):
                 raise ValueError(f"{sorted(both)[0][0]} is named in data.train and in data.eval; hold a part out with data.eval: {{split: 0.05}}")
         if self.streaming and self.off_topic_negatives:
             raise ValueError("off_topic_negatives draws from the whole data; it needs data in memory, not a stream")
-        if self.streaming and any(source.weight != 1 or source.cap for source in self.train):
-            raise ValueError("weight and cap need the whole data in memory; leave them out while streaming")
+        if self.streaming and any(source.cap for source in self.train):
+            raise ValueError("cap counts the rows of a source, which a stream does not know; leave it out while streaming")
+        if self.streaming and self.mapped:
+            raise ValueError("streaming and mapped are two ways to read; choose one")
         return self
 
 
