@@ -8,8 +8,12 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file
+
+from palate.scoring.local import load_scorer
 
 SCRIPT = """
 import json, sys
@@ -21,7 +25,14 @@ from palate.data.loading import load_groups
 from palate.training.config import RewardConfig
 from palate.training.trainer import RewardTrainer
 
-output, batch, budget, sharded, loss = sys.argv[1], int(sys.argv[2]), int(sys.argv[3]), sys.argv[4] == "fsdp", json.loads(sys.argv[5])
+output, batch, budget, wrapping, loss, packing = sys.argv[1], int(sys.argv[2]), int(sys.argv[3]), sys.argv[4], json.loads(sys.argv[5]), sys.argv[6]
+sharding = {
+    "fsdp": {"fsdp": "full_shard", "fsdp_config": {"version": 2, "transformer_layer_cls_to_wrap": ["Qwen3DecoderLayer"]}},
+    "zero": {"deepspeed": {
+        "zero_optimization": {"stage": 3, "stage3_gather_16bit_weights_on_model_save": True}, "train_micro_batch_size_per_gpu": "auto",
+        "train_batch_size": "auto", "gradient_accumulation_steps": "auto", "gradient_clipping": "auto", "zero_force_ds_cpu_optimizer": False,
+    }},
+}
 palate.training.embeddings.embed_prompts = lambda prompts, encoder=None: np.array([[1.0, len(p), ord(p[-1]) - 50] for p in prompts], dtype=np.float32)
 scores = ([1, 0], [3, 2, 1], [2, 2, 1], [4, 3, 2, 1])
 rows = []
@@ -34,18 +45,16 @@ trainer = RewardTrainer(
     args=RewardConfig(
         output_dir=output, per_device_train_batch_size=batch, per_device_eval_batch_size=3, learning_rate=0.1, optim="sgd", logging_steps=1,
         num_train_epochs=2, report_to="none", ties="soft", save_strategy="no", use_cpu=True, disable_tqdm=True, eval_strategy="epoch",
-        token_budget=budget, loss=loss,
-        **({"fsdp": "full_shard", "fsdp_config": {"version": 2, "transformer_layer_cls_to_wrap": ["Qwen3DecoderLayer"]}} if sharded else {}),
+        token_budget=budget, loss=loss, packing=packing,
+        **sharding.get(wrapping, {}),
     ),
     train_dataset=groups, eval_dataset=groups[:7], processing_class=chatml_tokenizer(),
 )
 trainer.train()
-assert trainer.engine.packing == "shared" and trainer.packing_checked
+assert packing == "padded" or (trainer.engine.packing == "shared" and trainer.packing_checked)
 trainer.save_model()
-state = trainer.accelerator.get_state_dict(trainer.model)
 if trainer.is_world_process_zero():
     json.dump(trainer.state.log_history, open(output + "/history.json", "w"))
-    torch.save(state, output + "/state.pt")
 trainer.accelerator.wait_for_everyone()
 trainer.accelerator.end_training()
 """
@@ -62,13 +71,24 @@ LOSSES = {
 }
 
 
+CASES = [
+    ("ddp", "pairs", "auto"),
+    ("ddp", "pairs", "padded"),
+    ("ddp", "learned threshold", "auto"),
+    ("ddp", "across", "auto"),
+    ("fsdp", "pairs", "auto"),
+    ("fsdp", "across", "padded"),
+    ("zero", "pairs", "auto"),
+    ("zero", "across", "auto"),
+]
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("loss", ["pairs", "learned threshold", "across"])
-@pytest.mark.parametrize("wrapping", ["ddp", "fsdp"])
-def test_two_ranks_equal_one(wrapping: str, loss: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("wrapping", "loss", "packing"), CASES)
+def test_two_ranks_equal_one(wrapping: str, loss: str, packing: str, tmp_path: Path) -> None:
     """Two ranks cut their batches into parts, not as many on each; one rank computes each batch at once. Terms across the step see both ranks."""
-    if (wrapping, loss) == ("fsdp", "learned threshold"):
-        pytest.skip("refused: a learned threshold needs whole parameters")
+    if wrapping == "zero":
+        pytest.importorskip("deepspeed")
     script = tmp_path / "run.py"
     script.write_text(SCRIPT)
     environment = {**os.environ, "PYTHONPATH": str(Path(__file__).resolve().parents[2]), "OMP_NUM_THREADS": "1"}
@@ -85,6 +105,7 @@ def test_two_ranks_equal_one(wrapping: str, loss: str, tmp_path: Path) -> None:
             str(budget),
             wrapping if ranks > 1 else "one",
             json.dumps(LOSSES[loss]),
+            packing,
         ]
         done = subprocess.run(command, capture_output=True, text=True, env=environment)
         assert done.returncode == 0, done.stderr[-3000:]
@@ -112,6 +133,10 @@ def test_two_ranks_equal_one(wrapping: str, loss: str, tmp_path: Path) -> None:
                 assert a[name] == pytest.approx(b[name], abs=1e-5), name
                 compared += 1
     assert compared > 30
-    states = [torch.load(tmp_path / n / "state.pt") for n in "12"]
+    states = [load_file(tmp_path / n / "model.safetensors") for n in "12"]
+    assert states[0].keys() == states[1].keys()
     for name, value in states[0].items():
         torch.testing.assert_close(value, states[1][name], atol=1e-5, rtol=1e-5)
+    texts = [(f"p{i}", f"answer {i} {'x' * i}") for i in range(5)]
+    one_rank, two_ranks = (load_scorer(tmp_path / n).score(texts) for n in "12")
+    np.testing.assert_allclose(two_ranks, one_rank, rtol=1e-4, atol=1e-5)
