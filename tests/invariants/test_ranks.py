@@ -20,7 +20,7 @@ import json, sys
 import numpy as np
 import torch
 import palate.training.embeddings
-from tests.conftest import chatml_tokenizer, tiny_model
+from tests.conftest import chatml_tokenizer
 from palate.data.loading import load_groups
 from palate.training.config import RewardConfig
 from palate.training.trainer import RewardTrainer
@@ -35,13 +35,16 @@ sharding = {
 }
 palate.training.embeddings.embed_prompts = lambda prompts, encoder=None: np.array([[1.0, len(p), ord(p[-1]) - 50] for p in prompts], dtype=np.float32)
 scores = ([1, 0], [3, 2, 1], [2, 2, 1], [4, 3, 2, 1])
+if wrapping == "zero":  # on GPUs TrainingArguments does this
+    import deepspeed
+    deepspeed.init_distributed("gloo")
 rows = []
 for i in range(16):
     responses = [f"answer {s} of {i} {'x' * s}" + "!" * j for j, s in enumerate(scores[i % 4])]
     rows.append({"prompt": f"p{i}", "responses": responses, "scores": scores[i % 4]})
 groups = load_groups(rows).groups
 trainer = RewardTrainer(
-    model=tiny_model("qwen3", seed=1),
+    model=sys.argv[7],
     args=RewardConfig(
         output_dir=output, per_device_train_batch_size=batch, per_device_eval_batch_size=3, learning_rate=0.1, optim="sgd", logging_steps=1,
         num_train_epochs=2, report_to="none", ties="soft", save_strategy="no", use_cpu=True, disable_tqdm=True, eval_strategy="epoch",
@@ -85,8 +88,11 @@ CASES = [
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("wrapping", "loss", "packing"), CASES)
-def test_two_ranks_equal_one(wrapping: str, loss: str, packing: str, tmp_path: Path) -> None:
-    """Two ranks cut their batches into parts, not as many on each; one rank computes each batch at once. Terms across the step see both ranks."""
+def test_two_ranks_equal_one(wrapping: str, loss: str, packing: str, tmp_path: Path, base_models: dict[str, Path]) -> None:
+    """Two ranks cut their batches into parts, not as many on each; one rank computes each batch at once. Terms across the step see both ranks.
+
+    The model is a folder without a head, so that a head drawn while its parameters are split (ZeRO-3) would show.
+    """
     if wrapping == "zero":
         pytest.importorskip("deepspeed")
     script = tmp_path / "run.py"
@@ -106,6 +112,7 @@ def test_two_ranks_equal_one(wrapping: str, loss: str, packing: str, tmp_path: P
             wrapping if ranks > 1 else "one",
             json.dumps(LOSSES[loss]),
             packing,
+            str(base_models["qwen3"]),
         ]
         done = subprocess.run(command, capture_output=True, text=True, env=environment)
         assert done.returncode == 0, done.stderr[-3000:]

@@ -134,3 +134,21 @@ def test_a_learned_threshold_survives_merging_at_once(tmp_path: Path, base_model
     trainer.save_merged(str(tmp_path / "merged"))
     contract = load_scorer(tmp_path / "merged").contract
     assert contract is not None and contract.loss_parameters["tie_threshold"] == pytest.approx(learned)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="4-bit weights need a CUDA device")
+@pytest.mark.parametrize("bits", ["4bit", "8bit"])
+def test_quantized_weights_leave_the_head_alone(tmp_path: Path, pairs: list[dict], base_models: dict[str, Path], bits: str) -> None:
+    pytest.importorskip("bitsandbytes")
+    args = RewardConfig(output_dir=str(tmp_path), max_steps=2, learning_rate=0.01, report_to="none", save_strategy="no", disable_tqdm=True)
+    trainer = RewardTrainer(
+        str(base_models["qwen3"]),
+        args,
+        train_dataset=Dataset.from_list(pairs),
+        peft_config=adapter_config({"type": "lora"}),
+        quantization_config=quantization_config(bits, torch.bfloat16),
+    )
+    before = head(trainer).detach().clone()
+    trainer.train()
+    assert head(trainer).dtype == torch.float32 and not torch.equal(before, head(trainer))

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
@@ -46,11 +48,25 @@ def initialise_head(head: nn.Linear, seed: int) -> None:
     Source: Stiennon et al. 2020 (arXiv 2009.01325), p. 11. (1/(h+1) as standard deviation, seen elsewhere, is sqrt(h+1) times too small.)
     """
     generator = torch.Generator().manual_seed(seed)
-    weight = torch.empty(head.weight.shape, dtype=torch.float32).normal_(0.0, 1.0 / math.sqrt(head.in_features + 1), generator=generator)
-    with torch.no_grad():
+    shape = (head.out_features, head.in_features)  # not the weight's own: ZeRO-3 leaves it empty
+    weight = torch.empty(shape, dtype=torch.float32).normal_(0.0, 1.0 / math.sqrt(head.in_features + 1), generator=generator)
+    with torch.no_grad(), whole(head):
         head.weight.copy_(weight)
         if head.bias is not None:
             head.bias.zero_()
+
+
+@contextmanager
+def whole(module: nn.Module) -> Iterator[None]:
+    """The module's parameters as they are without DeepSpeed's ZeRO-3, which splits them over ranks while the model is loaded."""
+    split = [parameter for parameter in module.parameters() if getattr(parameter, "ds_id", None) is not None]
+    if not split:
+        yield
+        return
+    import deepspeed
+
+    with deepspeed.zero.GatheredParameters(split, modifier_rank=0):
+        yield
 
 
 def use_float32(head: nn.Linear) -> None:
