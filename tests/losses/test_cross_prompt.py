@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tests.losses.tensors import f64, normal, slopes
 from torch import Tensor
 from torch.autograd import gradcheck
 
@@ -18,20 +18,6 @@ from palate.losses.pairwise import bradley_terry
 P = 6
 GROUPS = torch.tensor([0, 0, 1, 2, 2, 2])  # comparisons of three prompts
 each_side = pytest.mark.parametrize("inside", [True, False], ids=["inside", "outside"])
-
-
-def f64(*values: float) -> Tensor:
-    return torch.tensor(values, dtype=torch.float64)
-
-
-def normal(*shape: int, seed: int = 0) -> Tensor:
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
-
-
-def slopes(loss: Callable[..., Tensor], *inputs: Tensor) -> tuple[Tensor, ...]:
-    """Gradient of the sum of losses with respect to each input."""
-    leaves = [x.detach().clone().requires_grad_() for x in inputs]
-    return torch.autograd.grad(loss(*leaves).sum(), leaves)
 
 
 def some_weights(groups: Tensor = GROUPS) -> Tensor:

@@ -10,6 +10,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tests.losses.tensors import f64, normal
 from torch import Tensor
 from torch.autograd import gradcheck
 from torch.nn.functional import cross_entropy, softplus
@@ -20,14 +21,6 @@ from palate.losses.pairwise import bradley_terry
 NAN = float("nan")
 Loss = Callable[[Tensor, Tensor, Tensor], Tensor]
 each_loss = pytest.mark.parametrize("loss", [plackett_luce, listwise_softmax])
-
-
-def f64(*values: float) -> Tensor:
-    return torch.tensor(values, dtype=torch.float64)
-
-
-def normal(*shape: int, seed: int = 0) -> Tensor:
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
 
 
 def one(n: int) -> Tensor:

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from sklearn.linear_model import LogisticRegression
+from tests.losses.tensors import f64, normal, slopes
 from torch import Tensor
 from torch.autograd import gradcheck
 from torch.nn.functional import binary_cross_entropy_with_logits, cross_entropy, logsigmoid, softplus
@@ -45,20 +46,6 @@ GRID = torch.linspace(-6.1, 6.1, 24, dtype=torch.float64)  # no point at 0 or 1,
 each_link = pytest.mark.parametrize("link", list(ALL_LINKS.values()), ids=list(ALL_LINKS))
 each_label = pytest.mark.parametrize("label", list(LABELS.values()), ids=list(LABELS))
 each_kind = pytest.mark.parametrize("kind", list(TIES))
-
-
-def f64(*values: float) -> Tensor:
-    return torch.tensor(values, dtype=torch.float64)
-
-
-def normal(*shape: int, seed: int = 0) -> Tensor:
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
-
-
-def slopes(loss: Callable[..., Tensor], *inputs: Tensor) -> tuple[Tensor, ...]:
-    """Gradient of the sum of losses with respect to each input."""
-    leaves = [x.detach().clone().requires_grad_() for x in inputs]
-    return torch.autograd.grad(loss(*leaves).sum(), leaves)
 
 
 def options(label: dict, like: Tensor) -> dict:

@@ -9,6 +9,7 @@ import pytest
 import torch
 from scipy.stats import norm
 from sklearn.metrics import log_loss, mean_pinball_loss
+from tests.losses.tensors import f64, normal, slopes
 from torch import Tensor
 from torch.autograd import gradcheck
 from torch.nn.functional import binary_cross_entropy_with_logits, gaussian_nll_loss, mse_loss, softplus
@@ -18,20 +19,6 @@ from palate.losses.pointwise import VARIANCE_FLOOR, gaussian, ordinal, outcome, 
 
 NAN = float("nan")
 LEVELS, THRESHOLDS, QUANTILES = 4, (-1.0, 0.3, 2.0), (0.1, 0.5, 0.9)
-
-
-def f64(*values: float) -> Tensor:
-    return torch.tensor(values, dtype=torch.float64)
-
-
-def normal(*shape: int, seed: int = 0) -> Tensor:
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
-
-
-def slopes(loss: Callable[..., Tensor], *inputs: Tensor) -> tuple[Tensor, ...]:
-    """Gradient of the sum of losses with respect to each input."""
-    leaves = [x.detach().clone().requires_grad_() for x in inputs]
-    return torch.autograd.grad(loss(*leaves).sum(), leaves)
 
 
 def raw_of(value: float) -> float:

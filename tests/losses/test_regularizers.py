@@ -8,26 +8,12 @@ from collections.abc import Callable
 import pytest
 import torch
 from scipy.stats import pearsonr
+from tests.losses.tensors import f64, normal, slopes
 from torch import Tensor
 from torch.autograd import gradcheck
 
 from palate.losses.pairwise import bradley_terry
 from palate.losses.regularizers import centering, head_overlap, length_correlation, pearson, text_dpo, text_sft, zero_sum
-
-
-def f64(*values: float) -> Tensor:
-    return torch.tensor(values, dtype=torch.float64)
-
-
-def normal(*shape: int, seed: int = 0) -> Tensor:
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
-
-
-def slopes(loss: Callable[..., Tensor], *inputs: Tensor) -> tuple[Tensor, ...]:
-    """Gradient of the sum of losses with respect to each input."""
-    leaves = [x.detach().clone().requires_grad_() for x in inputs]
-    return torch.autograd.grad(loss(*leaves).sum(), leaves)
-
 
 # --- scale of rewards -----------------------------------------------------------------------------------------------------------------------------
 

@@ -8,6 +8,7 @@ from itertools import product
 
 import pytest
 import torch
+from tests.losses.tensors import f64, normal, slopes
 from torch import Tensor
 from torch.autograd import gradcheck
 from torch.nn.functional import cross_entropy
@@ -19,20 +20,6 @@ from palate.losses.tokenwise import divergence, steps
 from palate.types import IGNORED
 
 C, R = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6), (0.0, 0.1, -0.2, 0.7, 0.8, 0.9)  # values at the tokens of the chosen and the rejected row
-
-
-def f64(*values: float) -> Tensor:
-    return torch.tensor(values, dtype=torch.float64)
-
-
-def normal(*shape: int, seed: int = 0) -> Tensor:
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
-
-
-def slopes(loss: Callable[..., Tensor], *inputs: Tensor) -> tuple[Tensor, ...]:
-    """Gradient of the sum of losses with respect to each input."""
-    leaves = [x.detach().clone().requires_grad_() for x in inputs]
-    return torch.autograd.grad(loss(*leaves).sum(), leaves)
 
 
 def of_span(span: Span, chosen: tuple[float, ...], rejected: tuple[float, ...]) -> float:

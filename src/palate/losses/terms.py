@@ -6,6 +6,7 @@ Batch columns are those of data/collation.py. D head outputs are read by name.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol
@@ -70,7 +71,7 @@ def sides(rewards: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:
     return rewards[batch["chosen"]], rewards[batch["rejected"]]
 
 
-class OverComparisons:
+class OverComparisons(ABC):
     """Items are comparisons, weighted as the data say."""
 
     def weights(self, batch: Batch) -> Tensor:
@@ -79,8 +80,9 @@ class OverComparisons:
     def items(self, outputs: Outputs, batch: Batch, parameters: Parameters) -> Items:
         return Items(self.values(outputs, batch, parameters), batch["weight"], batch["group"])
 
+    @abstractmethod
     def values(self, outputs: Outputs, batch: Batch, parameters: Parameters) -> Tensor:
-        raise NotImplementedError
+        """One loss a comparison. [P]"""
 
 
 # --- pairwise -------------------------------------------------------------------------------------------------------------------------------------
