@@ -17,7 +17,8 @@ from palate.data.collation import MODEL_KEYS, PreferenceCollator, encoded_row, e
 from palate.data.loading import load_groups
 from palate.data.packing import PackingCollator, whole_sequences
 from palate.data.preparation import prepare
-from palate.data.tokenization import EncodedGroup, Encoder, prepare_tokenizer
+from palate.data.templates import prepare_tokenizer
+from palate.data.tokenization import EncodedGroup, Encoder
 from palate.errors import DataError
 from palate.types import IGNORED, PreferenceGroup, Step, Supervision
 

@@ -13,16 +13,8 @@ from tests.conftest import TOKENIZERS, bert_tokenizer, chatml_tokenizer, llama_t
 from palate.data.loading import load_groups
 from palate.data.pairing import with_off_topic
 from palate.data.supervision import supervised
-from palate.data.tokenization import (
-    Encoder,
-    EncodeReport,
-    as_exchange,
-    closed_template,
-    common_prefix,
-    framing_rules,
-    prepare_tokenizer,
-    read_chat_template,
-)
+from palate.data.templates import closed_template, framing_rules, prepare_tokenizer, read_chat_template
+from palate.data.tokenization import Encoder, EncodeReport, as_exchange, common_prefix
 from palate.errors import ConfigError, DataError, ModelError, RowError
 from palate.types import Comparison, Exchange, MarginRule, PreferenceGroup, Step, Supervision, TokenIds
 

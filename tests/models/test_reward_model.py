@@ -107,7 +107,7 @@ def test_missing_models_are_said_so(tmp_path: Path) -> None:
 
 
 def test_embeddings_grow_with_the_tokenizer_and_pad_ids_agree() -> None:
-    from palate.data.tokenization import prepare_tokenizer
+    from palate.data.templates import prepare_tokenizer
 
     model, tokenizer = tiny_model("llama"), prepare_tokenizer(TOKENIZERS["llama"]())
     before = model.get_input_embeddings().num_embeddings

@@ -14,7 +14,8 @@ from safetensors.torch import load_file, save_file
 from tests.conftest import TOKENIZERS, tiny_model
 from transformers import AutoTokenizer, pipeline
 
-from palate.data.tokenization import as_exchange, prepare_tokenizer
+from palate.data.templates import prepare_tokenizer
+from palate.data.tokenization import as_exchange
 from palate.errors import ContractError, DataError
 from palate.models.checkpoints import CONTRACT_NAME
 from palate.models.heads import initialise_head

@@ -11,7 +11,8 @@ import pytest
 from tests.conftest import chatml_tokenizer
 
 from palate.cli.main import main
-from palate.data.tokenization import Encoder, prepare_tokenizer
+from palate.data.templates import prepare_tokenizer
+from palate.data.tokenization import Encoder
 from palate.errors import DataError
 from palate.training.data import drawn, load_data, mapped, picked
 from palate.training.settings import RunSettings

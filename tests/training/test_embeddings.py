@@ -16,7 +16,8 @@ from transformers import AutoModel, AutoTokenizer
 from palate.data.collation import PreferenceCollator
 from palate.data.loading import load_groups
 from palate.data.preparation import prepare
-from palate.data.tokenization import Encoder, prepare_tokenizer
+from palate.data.templates import prepare_tokenizer
+from palate.data.tokenization import Encoder
 from palate.errors import ConfigError, ModelError
 from palate.training.embeddings import HUB_ENCODER, PACKAGED_ENCODER, default_encoder, embed_prompts, with_prompt_embeddings
 from palate.types import Supervision

@@ -13,7 +13,8 @@ from transformers import PreTrainedModel, PreTrainedTokenizerFast, Qwen3Config, 
 
 from palate.data.collation import encoded_row
 from palate.data.loading import load_groups
-from palate.data.tokenization import Encoder, EncodeReport, prepare_tokenizer
+from palate.data.templates import prepare_tokenizer
+from palate.data.tokenization import Encoder, EncodeReport
 from palate.models.reward_model import as_reward_model, fit_tokenizer, load_pretrained, load_tokenizer
 from palate.types import PreferenceGroup, text_of
 

@@ -17,7 +17,8 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from palate.data.collation import PreferenceCollator
 from palate.data.packing import TOKEN_BUDGET, Planted, batches_by_length, default_budget, fill, packed_row, plant
-from palate.data.tokenization import DEFAULT_SEPARATOR, Encoder, as_exchange, prepare_tokenizer, response_text, shared_prefix
+from palate.data.templates import prepare_tokenizer
+from palate.data.tokenization import DEFAULT_SEPARATOR, Encoder, as_exchange, response_text, shared_prefix
 from palate.errors import ContractError, DataError, RowError
 from palate.models.checkpoints import RewardContract, find_contract, read_contract, score_tolerance
 from palate.models.engine import CHECKED_SEQUENCES, Engine, checked, choose_packing, packing_error

@@ -27,7 +27,8 @@ from palate.data.collation import COMPARISON_KEYS, MODEL_KEYS, PreferenceCollato
 from palate.data.formats import parse_row
 from palate.data.packing import PackingCollator, default_budget, num_tokens
 from palate.data.preparation import is_encoded, prepare
-from palate.data.tokenization import Encoder, EncodeReport, prepare_tokenizer
+from palate.data.templates import prepare_tokenizer
+from palate.data.tokenization import Encoder, EncodeReport
 from palate.errors import ConfigError, DataError, ModelError, RowError, StorageError
 from palate.losses.objective import Objective
 from palate.losses.regularizers import head_overlap
