@@ -128,6 +128,48 @@ def test_resuming_scores_no_finished_shard_again(checkpoint: Path, tmp_path: Pat
     assert again == {"part-00002.jsonl"}
 
 
+def test_another_cut_into_shards_is_another_job(checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Two shards of six and four rows, or of five and five: as many, but a row would be lost or scored twice."""
+    path, out = write(tmp_path / "rows.jsonl", [json.dumps(row) for row in rows(10)]), tmp_path / "out"
+    assert score(checkpoint, path, out, "--shard-rows", "6") == 0
+    assert score(checkpoint, path, out, "--shard-rows", "5", "--resume") == 5 and "shards_sha256" in capsys.readouterr().err
+    assert score(checkpoint, path, tmp_path / "none", "--shard-rows", "0") == 2
+
+
+def test_whatever_is_wrong_with_a_row_stays_with_it(checkpoint: Path, tmp_path: Path) -> None:
+    """A missing column under --columns, half a surrogate pair, a number without end, a reason from an earlier scoring."""
+    good = {"question": "p", "answer": "a"}
+    lines = [
+        json.dumps(good),
+        json.dumps({"question": "p"}),
+        '{"question": "p", "answer": "\\ud83d"}',
+        '{"question": "p", "answer": ' + "9" * 5000 + "}",
+        json.dumps({**good, "reward": None, "reward_error": "longer than 8 tokens"}),
+        "{broken",
+    ]
+    path = write(tmp_path / "rows.jsonl", lines)
+    assert score(checkpoint, path, tmp_path / "out", "--columns", "prompt=question", "response=answer") == 0
+    scored = [json.loads(line) for line in parts(tmp_path / "out").splitlines()]
+    assert [row["reward"] is not None for row in scored] == [True, False, False, False, True, False]
+    assert ["reward_error" in row for row in scored] == [False, True, True, True, False, True]
+    assert scored[0]["reward"] == scored[4]["reward"] and "not a JSON object" in scored[5]["reward_error"]
+
+
+def test_a_chat_that_the_template_refuses_stays_a_row(checkpoint: Path, tmp_path: Path) -> None:
+    import shutil
+
+    model = tmp_path / "model"
+    shutil.copytree(checkpoint, model)
+    (model / "reward_contract.json").unlink()
+    template = model / "chat_template.jinja"
+    template.write_text("{% if messages[0]['role'] == 'system' %}{{ raise_exception('no system role') }}{% endif %}" + template.read_text())
+    chats = [[{"role": role, "content": "hi"}, {"role": "assistant", "content": "yes"}] for role in ("user", "system", "user")]
+    path = write(tmp_path / "rows.jsonl", [json.dumps({"messages": chat}) for chat in chats])
+    assert score(model, path, tmp_path / "out") == 0
+    scored = [json.loads(line) for line in parts(tmp_path / "out").splitlines()]
+    assert [row["reward"] is None for row in scored] == [False, True, False] and "no system role" in scored[1]["reward_error"]
+
+
 @pytest.mark.parametrize(("change", "words"), [("data", "inputs"), ("shards", "shards"), ("model", "model")])
 def test_a_folder_of_another_job_is_left_alone(checkpoint: Path, tmp_path: Path, change: str, words: str, capsys: pytest.CaptureFixture[str]) -> None:
     path, out = write(tmp_path / "rows.jsonl", [json.dumps(row) for row in rows(10)]), tmp_path / "out"

@@ -152,3 +152,9 @@ def test_quantized_weights_leave_the_head_alone(tmp_path: Path, pairs: list[dict
     before = head(trainer).detach().clone()
     trainer.train()
     assert head(trainer).dtype == torch.float32 and not torch.equal(before, head(trainer))
+
+
+@pytest.mark.parametrize("settings", [{"type": "prompt_tuning", "num_virtual_tokens": 4}, {"type": "prefix_tuning", "num_virtual_tokens": 4}, {"type": "ia3"}])
+def test_adapters_that_do_not_fit_are_refused_at_setup(tmp_path: Path, pairs: list[dict], base_models: dict[str, Path], settings: dict[str, Any]) -> None:
+    with pytest.raises(ConfigError, match="adapter"):
+        train(tmp_path, base_models["qwen3"], pairs, adapter_config(settings))

@@ -138,7 +138,7 @@ def package_versions() -> dict[str, str]:
 
 def write_text(path: Path, text: str) -> None:
     """Write a file whole or not at all: to a neighbour first, then renamed over the old one."""
-    temporary = path.with_name(f".{path.name}.part")
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
         temporary.write_text(text, encoding="utf-8")
         os.replace(temporary, path)

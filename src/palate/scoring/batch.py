@@ -14,6 +14,7 @@ import os
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field
+from functools import lru_cache
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -65,6 +66,8 @@ class ScoringJob:
 
 def plan_shards(paths: Sequence[Path], shard_rows: int) -> list[Shard]:
     """The shards of some files, in order. Raises DataError for files that are neither JSONL nor Parquet."""
+    if shard_rows < 1:
+        raise ConfigError(f"--shard-rows is {shard_rows}, expected at least 1")
     shards: list[Shard] = []
     for path in paths:
         for first, rows, offset in _jsonl_ranges(path, shard_rows) if path.suffix in (".jsonl", ".ndjson") else _parquet_ranges(path, shard_rows):
@@ -121,25 +124,33 @@ def read_shard(shard: Shard) -> list[LocatedRow]:
 
 
 def _object(text: str) -> dict[str, Any]:
+    """The object of a line, or the line as text where it is none that can be read and written again (half a surrogate pair, endless nesting)."""
     try:
         row = json.loads(text)
-    except json.JSONDecodeError:
+        json.dumps(row, ensure_ascii=False).encode("utf-8")
+    except (ValueError, RecursionError):
         return {"line": text}
     return row if isinstance(row, dict) else {"line": text}
 
 
 def _parquet_rows(path: Path, first: int, rows: int) -> list[dict[str, Any]]:
-    """Rows [first, first + rows), reading only the row groups that hold them."""
-    file = pyarrow.parquet.ParquetFile(path)
-    wanted: list[int] = []
-    start = before = 0
-    for group in range(file.metadata.num_row_groups):
-        size = file.metadata.row_group(group).num_rows
-        if start + size > first and start < first + rows:
-            before = before if wanted else start
-            wanted.append(group)
-        start += size
-    return file.read_row_groups(wanted).slice(first - before, rows).to_pylist()
+    """Rows [first, first + rows), from the row groups that hold them."""
+    metadata = pyarrow.parquet.ParquetFile(path).metadata
+    found: list[dict[str, Any]] = []
+    start = 0
+    for group in range(metadata.num_row_groups):
+        stop = start + metadata.row_group(group).num_rows
+        if stop > first and start < first + rows:
+            begin, end = max(first, start), min(first + rows, stop)
+            found += _row_group(path, group).slice(begin - start, end - begin).to_pylist()
+        start = stop
+    return found
+
+
+@lru_cache(maxsize=1)
+def _row_group(path: Path, group: int) -> pyarrow.Table:
+    """The last one is kept: shards follow each other, and several lie in one group."""
+    return pyarrow.parquet.ParquetFile(path).read_row_group(group)
 
 
 # --- one shard ------------------------------------------------------------------------------------------------------------------------------------
@@ -196,6 +207,8 @@ def open_output(
         "options": {key: str(value) for key, value in job.options.items()},
         "rows": sum(shard.rows for shard in shards),
         "shards": len(shards),
+        "shards_sha256": hashlib.sha256(json.dumps([asdict(shard) for shard in shards]).encode()).hexdigest(),
+        "weights": [_fingerprint(file) for file in sorted(Path(job.model).glob("*.safetensors"))],
         "versions": package_versions(),
     }
     path = folder / MANIFEST

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -52,7 +53,7 @@ class LocalScorer:
         device: str | torch.device | None = None,
         contract: RewardContract | None = None,
     ):
-        self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        self.device = torch.device(device or own_device())
         self.model = model.to(self.device).eval()  # type: ignore[arg-type]
         self.tokenizer = tokenizer
         self.encoder = Encoder(tokenizer, max_length=max_length, separator=separator)
@@ -128,7 +129,7 @@ class LocalScorer:
             try:
                 ends = self.encoder.step_ends(exchange, [step for step in steps if step.strip()])
             except RowError as error:
-                raise DataError(f"conversation {first + i}: {error}") from error
+                raise RowError(error.kind, f"conversation {first + i}: {error}") from error
             cut = len(self.encoder.encode([exchange])[0]) - len(kept) if kept is not None and self.encoder.max_length else 0
             found.append(tuple(end - cut for end in ends))
         return found
@@ -286,6 +287,11 @@ def contract_problems(scorer: LocalScorer) -> list[str]:
             if not abs(score - golden.score) <= tolerance * max(1.0, abs(golden.score)):
                 problems.append(f"golden example {i}: scores {score:.6f}, recorded {golden.score:.6f} (tolerance {tolerance:g})")
     return problems
+
+
+def own_device() -> str:
+    """The GPU of this process (of several ranks on a machine each has its own), else the CPU."""
+    return f"cuda:{int(os.environ.get('LOCAL_RANK', 0)) % torch.cuda.device_count()}" if torch.cuda.is_available() else "cpu"
 
 
 def aggregate_steps(steps: np.ndarray, how: str) -> float:

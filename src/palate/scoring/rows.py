@@ -7,7 +7,7 @@ from typing import Any
 
 from palate.data.formats import Layout, parse_row
 from palate.data.loading import rename_columns
-from palate.errors import RowError
+from palate.errors import DataError, RowError
 from palate.scoring.local import LocalScorer
 from palate.types import PreferenceGroup, text_of
 
@@ -22,11 +22,14 @@ def scored_rows(
     A model with several outputs adds `reward_outputs`, by name; one of step rewards `reward_outputs.steps`.
     """
     groups = [_parsed(location, row, layout, columns) for location, row in rows]
-    exchanges = [exchange for group in groups if not isinstance(group, str) for exchange in group.exchanges()]
-    rewards, details = scorer.score_detailed(exchanges, progress=progress, on_long=on_long)
-    found = iter(zip(rewards.tolist(), details, strict=True))
+    try:
+        found = iter(_scores(scorer, groups, on_long, progress))
+    except RowError:  # one that the template refuses, or whose steps cannot be found: look for it
+        groups = [group if isinstance(group, str) else _readable(scorer, group, location) for group, (location, _) in zip(groups, rows, strict=True)]
+        found = iter(_scores(scorer, groups, on_long, progress))
     scored = []
     for (_, row), group in zip(rows, groups, strict=True):
+        row = {key: value for key, value in row.items() if key not in WRITTEN}  # what an earlier scoring left
         if isinstance(group, str):
             scored.append({**row, "reward": None, "reward_error": group})
             continue
@@ -39,11 +42,33 @@ def scored_rows(
     return scored
 
 
+WRITTEN = ("reward", "reward_outputs", "reward_error")
+"""Columns that scoring adds to a row."""
+
+
+def _scores(scorer: LocalScorer, groups: Sequence[PreferenceGroup | str], on_long: str, progress: bool) -> list[tuple[float, dict[str, Any]]]:
+    """(reward, what it was read from) of each response of the groups that can be read."""
+    exchanges = [exchange for group in groups if not isinstance(group, str) for exchange in group.exchanges()]
+    rewards, details = scorer.score_detailed(exchanges, progress=progress, on_long=on_long)
+    return list(zip(rewards.tolist(), details, strict=True))
+
+
+def _readable(scorer: LocalScorer, group: PreferenceGroup, location: str) -> PreferenceGroup | str:
+    """The group, or why it cannot be scored."""
+    try:
+        scorer.score_detailed(group.exchanges(), on_long="nan")
+    except RowError as error:
+        return f"{location}: {error.kind}: {error}"
+    return group
+
+
 def _parsed(location: str, row: Mapping[str, Any], layout: Layout, columns: Mapping[str, str] | None) -> PreferenceGroup | str:
     """The row as a group, or what is wrong with it."""
+    if row.keys() == {"line"}:
+        return f"{location}: not a JSON object"
     try:
         return parse_row(rename_columns(row, columns, location) if columns else row, layout, margins=False, compared=False)
-    except RowError as error:
+    except DataError as error:
         return f"{location}: {error}"
 
 

@@ -36,6 +36,8 @@ def build_contract(
     """The contract of a model as it stands; the golden examples are scored here, in evaluation mode and without autocast."""
     tokenizer = encoder.tokenizer
     wrapper: Any = model
+    # rewards on rounded weights are not those of the weights that a load brings: nothing to compare with, and no float32 that was never there
+    quantized = bool(getattr(model, "is_quantized", False))
     scored = wrapper.get_base_model() if isinstance(getattr(wrapper, "peft_config", None), dict) else wrapper
     return RewardContract(
         architecture=type(scored).__name__,
@@ -47,11 +49,11 @@ def build_contract(
         prefix_ids=list(encoder.rules.prefix),
         eos_id=encoder.rules.eos_id,
         pad_id=int(tokenizer.pad_token_id),
-        weights_dtype=str(model.dtype).removeprefix("torch."),
+        weights_dtype="bfloat16" if quantized else str(model.dtype).removeprefix("torch."),
         readout=readout or Readout(),
         loss_parameters=loss_parameters or {},
         rewards=rewards,
-        golden=golden_examples(model, encoder, golden, readout or Readout()),
+        golden=[] if quantized else golden_examples(model, encoder, golden, readout or Readout()),
         data_fingerprint=data_fingerprint,
         versions=package_versions(),
     )
@@ -78,16 +80,17 @@ def golden_examples(model: PreTrainedModel, encoder: Encoder, exchanges: Sequenc
     ]
 
 
-def check_saved(directory: str | Path) -> str | None:
+def check_saved(directory: str | Path, size: int | None = None) -> str | None:
     """Load a model that was just saved and score its golden examples again. Raises ContractError where a score differs.
 
-    Returns why this was not done, in words: no golden examples, or no memory for a second model.
+    Returns why this was not done, in words: no golden examples, or no memory for a second model. `size`: bytes that it takes (an adapter's folder does
+    not hold its base); the folder's own weights otherwise.
     """
     contract = read_contract(directory)
     if not contract.golden:
         return "it has no golden examples"
-    weights = Path(directory).rglob("*.safetensors")
-    needed, free = sum(path.stat().st_size for path in weights), psutil.virtual_memory().available
+    needed = size or sum(path.stat().st_size for path in Path(directory).rglob("*.safetensors"))
+    free = psutil.virtual_memory().available
     if needed > SAFE_SHARE * free:
         return f"it takes {needed / 2**30:.1f} GiB, and {free / 2**30:.1f} are free"
     dtype = getattr(torch, contract.weights_dtype)

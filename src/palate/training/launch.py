@@ -9,6 +9,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -30,6 +31,23 @@ def wanted(launch: LaunchSettings) -> bool:
     return launch.nproc is not None and LAUNCHED not in os.environ
 
 
+POLL = 0.2  # seconds between two looks at the processes
+
+FINISHED = "run.json"
+"""What a run writes last."""
+
+
+def _interrupt_workers(launcher: int) -> bool:
+    """Ctrl-C for the workers, not for torchrun itself, which would end them within seconds; False while there are none yet."""
+    try:
+        workers = psutil.Process(launcher).children()
+        for worker in workers:
+            worker.send_signal(signal.SIGINT)
+    except psutil.Error:  # it ended meanwhile
+        return True
+    return bool(workers)
+
+
 def start(launch: LaunchSettings, arguments: Sequence[str], directory: str | Path) -> None:
     """Run `palate train` with these arguments in `nproc` processes on this machine, and wait for them.
 
@@ -43,20 +61,19 @@ def start(launch: LaunchSettings, arguments: Sequence[str], directory: str | Pat
     process = subprocess.Popen(command, start_new_session=True, env={**os.environ, PARENT: str(os.getpid())})
     received: list[int] = []
 
-    def pass_on(number: int, _: object) -> None:
-        received.append(number)
-        for worker in psutil.Process(process.pid).children():  # not torchrun itself, which would end them within seconds
-            worker.send_signal(signal.SIGINT)
-
-    before = {number: signal.signal(number, pass_on) for number in (signal.SIGINT, signal.SIGTERM)}
+    before = {number: signal.signal(number, lambda got, _: received.append(got)) for number in (signal.SIGINT, signal.SIGTERM)}
+    passed_on = 0
     try:
-        code = process.wait()
+        while (code := process.poll()) is None:
+            if len(received) > passed_on and _interrupt_workers(process.pid):
+                passed_on = len(received)
+            time.sleep(POLL)
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
     found = last_complete(directory)
     left = f"the last checkpoint is {found}; go on with --resume" if found else "there is no checkpoint yet"
-    if received:
+    if received and not (Path(directory) / FINISHED).is_file():
         raise Interrupted(f"stopped; {left}")
     if code:
         raise ModelError(f"one of {launch.nproc} processes failed (see above); {left}")

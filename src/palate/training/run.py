@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -137,8 +138,9 @@ def save(trainer: RewardTrainer, directory: Path, *, merge: bool = False, say: S
         return
     with whole_directory(directory) as part:
         write(str(part))
-        if skipped := check_saved(part):
-            say(f"Note: the saved model was not loaded again ({skipped}); `palate doctor` does it")
+        size = sum(parameter.numel() * parameter.element_size() for parameter in trainer.model.parameters())
+        if skipped := check_saved(part, size):
+            say(f"Note: the saved model was not loaded again to be checked: {skipped}")
 
 
 def run_record(trainer: RewardTrainer, data: RunData, metrics: dict[str, float]) -> dict[str, Any]:
@@ -152,6 +154,10 @@ def run_record(trainer: RewardTrainer, data: RunData, metrics: dict[str, float])
         "metrics": metrics,
         "log_history": trainer.state.log_history,
     }
+
+
+STEP_SETTINGS = ("per_device_train_batch_size", "gradient_accumulation_steps", "seed", "data_seed")
+"""Fields of the training section that say which rows a step sees."""
 
 
 def guard_directory(directory: Path, settings: RunSettings, *, resume: bool, say: Say = print) -> str | None:
@@ -176,7 +182,12 @@ def guard_directory(directory: Path, settings: RunSettings, *, resume: bool, say
     changed = [section for section in ("model", "data", "loss") if before.get(section) != now[section]]
     if changed:
         raise StorageError(f"{directory}: the interrupted run had another {' and '.join(changed)} section (see {SETTINGS_NAME}); resume with the same settings")
-    for broken in remove_incomplete(directory):
-        say(f"Note: {broken.name} was not written whole and is removed")
+    if changed := [key for key in STEP_SETTINGS if (before.get("training") or {}).get(key) != settings.training.get(key)]:
+        raise StorageError(f"{directory}: the interrupted run had another training.{' and '.join(changed)}: it would go on at other rows; resume with the same")
     whole = last_complete(directory)
+    if os.environ.get("RANK", "0") == "0":  # the other ranks look past them
+        for broken in remove_incomplete(directory):
+            say(f"Note: {broken.name} was not written whole and is removed")
+        if whole is None:
+            say("Note: there is no whole checkpoint; the run begins anew")
     return str(whole) if whole else None

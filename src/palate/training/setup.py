@@ -72,11 +72,20 @@ def wrap_peft(model: PreTrainedModel, peft_config: Any, args: RewardConfig) -> A
     head = head_name(model)
     # What pre-training did not have (a fresh pooler, say) is random until it is trained, and must be saved with the head.
     fresh = getattr(model, "_new_head_modules", [])
+    if "modules_to_save" not in vars(peft_config):
+        raise ConfigError(f"adapters of type {peft_config.peft_type.value} cannot train and save the reward head; take lora or its kin")
     peft_config.task_type = "SEQ_CLS"
     peft_config.modules_to_save = sorted({*(peft_config.modules_to_save or []), *(name.removeprefix(f"{model.base_model_prefix}.") for name in (head, *fresh))})
     if getattr(model, "is_quantized", False):
         model = prepare_model_for_kbit_training(model, use_gradient_checkpointing=args.gradient_checkpointing)
-    wrapped = get_peft_model(model, peft_config)
+    if peft_config.is_prompt_learning:
+        raise ConfigError(
+            f"adapters of type {peft_config.peft_type.value} put tokens before the prompt, which no layout of rows here knows; take lora or its kin"
+        )
+    try:
+        wrapped = get_peft_model(model, peft_config)
+    except (ValueError, TypeError, AttributeError) as error:
+        raise ConfigError(f"the adapter {type(peft_config).__name__} does not fit {type(model).__name__}: {error}") from error
     check_head_trains(wrapped)
     if args.gradient_checkpointing:
         wrapped.enable_input_require_grads()

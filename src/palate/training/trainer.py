@@ -21,7 +21,7 @@ from datasets import Dataset, DatasetDict, IterableDataset, IterableDatasetDict
 from safetensors import SafetensorError
 from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback, set_seed
-from transformers.trainer_utils import EvalLoopOutput, EvalPrediction
+from transformers.trainer_utils import EvalLoopOutput, EvalPrediction, rotate_checkpoints
 
 from palate.data.collation import COMPARISON_KEYS, MODEL_KEYS, PreferenceCollator, extra_columns
 from palate.data.formats import parse_row
@@ -434,17 +434,22 @@ class RewardTrainer(PartsTrainer):
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
         """A resumable checkpoint, or none: what a full disk left half-written is removed."""
+        limit, self.args.save_total_limit = self.args.save_total_limit, None  # older ones go when this one is whole, not before
         try:
             super()._save_checkpoint(model, trial)
             self.accelerator.wait_for_everyone()  # each rank writes its own random state
             if self.args.should_save:
-                mark_complete(Path(self._get_output_dir(trial)) / f"checkpoint-{self.state.global_step}", self.state.global_step)
+                run = self._get_output_dir(trial)
+                mark_complete(Path(run) / f"checkpoint-{self.state.global_step}", self.state.global_step)
+                rotate_checkpoints(run, limit, best_model_checkpoint=self.state.best_model_checkpoint, use_mtime=True)
         except (OSError, SafetensorError, RuntimeError) as error:
             if isinstance(error, RuntimeError) and "write" not in str(error):  # torch.save reports a full disk as RuntimeError
                 raise
             folder = Path(self._get_output_dir(trial)) / f"checkpoint-{self.state.global_step}"
             shutil.rmtree(folder, ignore_errors=True)
             raise StorageError(f"{folder}: the checkpoint could not be written ({error}); it was removed. Free some space and go on with --resume") from error
+        finally:
+            self.args.save_total_limit = limit
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
         super()._load_from_checkpoint(resume_from_checkpoint, model)
