@@ -27,6 +27,7 @@ ADAPTERS: dict[str, dict[str, Any]] = {
     "rslora on attention": {"type": "lora", "use_rslora": True, "target_modules": ["q_proj", "v_proj"]},
     "the head named already": {"type": "lora", "modules_to_save": ["score"]},
     "ia3": {"type": "ia3", "target_modules": ["k_proj", "v_proj", "down_proj"], "feedforward_modules": ["down_proj"]},
+    "ia3 by its own defaults": {"type": "ia3"},
     "vera": {"type": "vera", "r": 4, "target_modules": ["q_proj", "o_proj"]},
     "loha": {"type": "loha", "target_modules": ["q_proj", "v_proj"]},
 }
@@ -154,7 +155,7 @@ def test_quantized_weights_leave_the_head_alone(tmp_path: Path, pairs: list[dict
     assert head(trainer).dtype == torch.float32 and not torch.equal(before, head(trainer))
 
 
-@pytest.mark.parametrize("settings", [{"type": "prompt_tuning", "num_virtual_tokens": 4}, {"type": "prefix_tuning", "num_virtual_tokens": 4}, {"type": "ia3"}])
+@pytest.mark.parametrize("settings", [{"type": "prompt_tuning", "num_virtual_tokens": 4}, {"type": "prefix_tuning", "num_virtual_tokens": 4}])
 def test_adapters_that_do_not_fit_are_refused_at_setup(tmp_path: Path, pairs: list[dict], base_models: dict[str, Path], settings: dict[str, Any]) -> None:
     with pytest.raises(ConfigError, match="adapter"):
         train(tmp_path, base_models["qwen3"], pairs, adapter_config(settings))

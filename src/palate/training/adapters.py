@@ -18,7 +18,7 @@ HEAD_NAMES = ["score", "classifier", "out_proj"]
 def adapter_config(settings: Mapping[str, Any]) -> Any:
     """A PEFT config from `{type: lora, r: 16, ...}`; every type and field that the installed peft knows.
 
-    `target_modules` defaults to `all-linear` where the type has it. Raises ConfigError for what peft does not know, ModelError without peft.
+    `target_modules` defaults to `all-linear` where the type has it (ia3: peft's own choice). Raises ConfigError for what peft does not know, ModelError without peft.
     """
     try:
         from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
@@ -36,7 +36,7 @@ def adapter_config(settings: Mapping[str, Any]) -> Any:
         raise ConfigError(
             f"model.adapter.{unknown[0]}: {name} has no such field" + (f"; did you mean {near[0]}?" if near else f"; it has {', '.join(sorted(fields))}")
         )
-    if "target_modules" in fields:
+    if "target_modules" in fields and "feedforward_modules" not in fields:  # ia3 tells the two apart and has its own defaults by model
         options.setdefault("target_modules", "all-linear")
     try:
         return types[name](**options)
