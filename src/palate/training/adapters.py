@@ -18,7 +18,8 @@ HEAD_NAMES = ["score", "classifier", "out_proj"]
 def adapter_config(settings: Mapping[str, Any]) -> Any:
     """A PEFT config from `{type: lora, r: 16, ...}`; every type and field that the installed peft knows.
 
-    `target_modules` defaults to `all-linear` where the type has it (ia3: peft's own choice). Raises ConfigError for what peft does not know, ModelError without peft.
+    `target_modules` defaults to `all-linear` where the type has it (ia3: peft's own choice).
+    Raises ConfigError for what peft does not know, ModelError without peft.
     """
     try:
         from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
