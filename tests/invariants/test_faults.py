@@ -7,11 +7,14 @@ import os
 import random
 import shutil
 import signal
+import subprocess
+import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 
 from palate.cli.main import main
@@ -80,6 +83,32 @@ def test_twenty_kills_at_random_moments(tmp_path: Path, base_models: dict[str, P
         assert weights(folder) == wanted, f"after kill {killed}, from {last}"
     print(f"{killed} kills, {halves} left a checkpoint half-written, resumed from {sorted(map(str, resumed_from))}")
     assert len(resumed_from) > 3, "the kills did not spread over the run"
+
+
+@pytest.mark.slow
+def test_a_dead_rank_ends_the_run_with_a_sentence(tmp_path: Path, base_models: dict[str, Path], pairs: list[dict], write_jsonl: Any) -> None:
+    """One of two processes is killed: the other is ended, the command names the last whole checkpoint, and the run goes on from there."""
+    out = tmp_path / "out"
+    command = [sys.executable, "-m", "palate", "train", "--model.name_or_path", str(base_models["qwen3"]), "--data.train", str(write_jsonl(pairs))]
+    command += ["--training.output_dir", str(out), "--training.use_cpu", "true", "--training.report_to", "none", "--training.save_steps", "5"]
+    command += ["--training.per_device_train_batch_size", "2", "--launch.nproc", "2"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    run = subprocess.Popen([*command, "--training.max_steps", "100000"], env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    for _ in range(600):
+        if last_complete(out) or run.poll() is not None:
+            break
+        time.sleep(0.2)
+    (torchrun,) = psutil.Process(run.pid).children()
+    torchrun.children()[1].kill()
+    _, errors = run.communicate(timeout=120)
+    last = last_complete(out)
+    assert run.returncode == 4 and last is not None
+    assert errors.strip().splitlines()[-1] == f"palate train: one of 2 processes failed (see above); the last checkpoint is {last}; go on with --resume"
+    again = subprocess.run(
+        [*command, "--training.max_steps", str(int(last.name.split("-")[1]) + 3), "--resume"], env=environment, capture_output=True, text=True
+    )
+    assert again.returncode == 0, again.stderr[-2000:]
+    assert (out / "run.json").is_file()
 
 
 def test_half_written_checkpoints_are_never_picked_up(tmp_path: Path) -> None:

@@ -26,16 +26,16 @@ from palate.training.config import RewardConfig
 from palate.training.trainer import RewardTrainer
 
 output, batch, budget, wrapping, loss, packing = sys.argv[1], int(sys.argv[2]), int(sys.argv[3]), sys.argv[4], json.loads(sys.argv[5]), sys.argv[6]
-sharding = {
-    "fsdp": {"fsdp": "full_shard", "fsdp_config": {"version": 2, "transformer_layer_cls_to_wrap": ["Qwen3DecoderLayer"]}},
-    "zero": {"deepspeed": {
-        "zero_optimization": {"stage": 3, "stage3_gather_16bit_weights_on_model_save": True}, "train_micro_batch_size_per_gpu": "auto",
+sharding = {"fsdp": {"fsdp": "full_shard", "fsdp_config": {"version": 2, "transformer_layer_cls_to_wrap": ["Qwen3DecoderLayer"]}}}
+sharding |= {
+    f"zero{stage}": {"deepspeed": {
+        "zero_optimization": {"stage": stage, "stage3_gather_16bit_weights_on_model_save": True}, "train_micro_batch_size_per_gpu": "auto",
         "train_batch_size": "auto", "gradient_accumulation_steps": "auto", "gradient_clipping": "auto", "zero_force_ds_cpu_optimizer": False,
-    }},
+    }} for stage in (2, 3)
 }
 palate.training.embeddings.embed_prompts = lambda prompts, encoder=None: np.array([[1.0, len(p), ord(p[-1]) - 50] for p in prompts], dtype=np.float32)
 scores = ([1, 0], [3, 2, 1], [2, 2, 1], [4, 3, 2, 1])
-if wrapping == "zero":  # on GPUs TrainingArguments does this
+if wrapping.startswith("zero"):  # on GPUs TrainingArguments does this
     import deepspeed
     deepspeed.init_distributed("gloo")
 rows = []
@@ -81,8 +81,9 @@ CASES = [
     ("ddp", "across", "auto"),
     ("fsdp", "pairs", "auto"),
     ("fsdp", "across", "padded"),
-    ("zero", "pairs", "auto"),
-    ("zero", "across", "auto"),
+    ("zero2", "across", "auto"),
+    ("zero3", "pairs", "auto"),
+    ("zero3", "across", "auto"),
 ]
 
 
@@ -93,7 +94,7 @@ def test_two_ranks_equal_one(wrapping: str, loss: str, packing: str, tmp_path: P
 
     The model is a folder without a head, so that a head drawn while its parameters are split (ZeRO-3) would show.
     """
-    if wrapping == "zero":
+    if wrapping.startswith("zero"):
         pytest.importorskip("deepspeed")
     script = tmp_path / "run.py"
     script.write_text(SCRIPT)
