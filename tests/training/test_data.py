@@ -9,12 +9,14 @@ from typing import Any
 import datasets
 import pytest
 from tests.conftest import chatml_tokenizer
+from transformers import AutoModel
 
 from palate.cli.main import main
+from palate.data.loading import picked
 from palate.data.templates import prepare_tokenizer
 from palate.data.tokenization import Encoder
 from palate.errors import DataError
-from palate.training.data import drawn, load_data, mapped, picked
+from palate.training.data import drawn, load_data, mapped
 from palate.training.settings import RunSettings
 from palate.training.supervision import plan
 
@@ -99,12 +101,27 @@ def test_mapped_data_say_what_is_wrong(tmp_path: Path, write_jsonl: Any, pairs: 
             mapped(run, encoder(), plan(run.loss))
 
 
-def test_a_mapped_run(tmp_path: Path, base_models: dict[str, Path], write_jsonl: Any, pairs: list[dict]) -> None:
+@pytest.mark.parametrize("loss", [[], ["--loss.text", "dpo"]], ids=["pairs", "dpo"])
+def test_a_mapped_run(tmp_path: Path, base_models: dict[str, Path], write_jsonl: Any, pairs: list[dict], loss: list[str]) -> None:
     """The command: the weights are those of the run in memory."""
+    if loss:  # needs a language-model head, here one that is tied
+        model = AutoModel.from_pretrained(base_models["qwen3"])
+        model.config.tie_word_embeddings = True
+        model.save_pretrained(tmp_path / "tied")
+        chatml_tokenizer().save_pretrained(tmp_path / "tied")
+        base_models = {"qwen3": tmp_path / "tied"}
     data = str(write_jsonl(pairs))
     flags = ["--model.name_or_path", str(base_models["qwen3"]), "--data.train", data, "--training.max_steps", "3", "--training.use_cpu", "true"]
     flags += ["--training.report_to", "none", "--training.save_strategy", "no"]
     for name in ("memory", "mapped"):
         extra = ["--data.mapped", "true"] if name == "mapped" else []
-        assert main(["train", *flags, *extra, "--training.output_dir", str(tmp_path / name)]) == 0
+        assert main(["train", *flags, *extra, *loss, "--training.output_dir", str(tmp_path / name)]) == 0
     assert (tmp_path / "memory" / "model.safetensors").read_bytes() == (tmp_path / "mapped" / "model.safetensors").read_bytes()
+
+
+def test_a_stream_has_no_references(base_models: dict[str, Path], write_jsonl: Any, pairs: list[dict], tmp_path: Path) -> None:
+    flags = ["--model.name_or_path", str(base_models["qwen3"]), "--data.train", str(write_jsonl(pairs)), "--training.max_steps", "3"]
+    assert main(["train", *flags, "--data.streaming", "--loss.text", "dpo", "--training.output_dir", str(tmp_path / "o"), "--training.use_cpu", "true"]) in (
+        2,
+        4,
+    )

@@ -324,11 +324,16 @@ def _read_hub(name: str, split: str, streaming: bool) -> Iterator[tuple[str, Map
 
 def mix(groups: Sequence[PreferenceGroup], *, weight: float, cap: int | None, seed: int) -> list[PreferenceGroup]:
     """`weight` passes over a source per epoch (0.5 = a random half, 2 = every row twice), then at most `cap` rows, chosen by `seed`."""
-    chosen = list(groups) * int(weight)
-    part = round((weight - int(weight)) * len(groups))
+    return [groups[i] for i in picked(len(groups), weight, cap, seed)]
+
+
+def picked(size: int, weight: float, cap: int | None, seed: int) -> list[int]:
+    """Indices of `weight` passes over `size` rows, at most `cap` of them."""
     order = random.Random(seed)
+    chosen = list(range(size)) * int(weight)
+    part = round((weight - int(weight)) * size)
     if part:
-        chosen += order.sample(list(groups), part)
+        chosen += order.sample(range(size), part)
     if cap is not None and len(chosen) > cap:
         chosen = [chosen[i] for i in sorted(order.sample(range(len(chosen)), cap))]
     return chosen

@@ -17,7 +17,7 @@ import datasets
 from datasets import Dataset, IterableDataset, concatenate_datasets
 
 from palate.data.collation import encoded_row
-from palate.data.loading import LoadReport, iter_groups, load_groups, mix, rename_columns, split_by_prompt
+from palate.data.loading import LoadReport, iter_groups, load_groups, mix, picked, rename_columns, split_by_prompt
 from palate.data.preparation import encoded_features, prepare
 from palate.data.tokenization import Encoder, EncodeReport
 from palate.errors import ConfigError, DataError
@@ -128,18 +128,6 @@ def renamed(rows: Dataset, columns: dict[str, str] | None) -> Dataset:
         return rows
     names = list(rename_columns(dict.fromkeys(rows.column_names), columns, "the data"))
     return rows.rename_columns({old: new for old, new in zip(rows.column_names, names, strict=True) if old != new})
-
-
-def picked(size: int, weight: float, cap: int | None, seed: int) -> list[int]:
-    """Indices of `weight` passes over `size` rows, at most `cap` of them; see `mix`."""
-    order = random.Random(seed)
-    chosen = list(range(size)) * int(weight)
-    part = round((weight - int(weight)) * size)
-    if part:
-        chosen += order.sample(range(size), part)
-    if cap is not None and len(chosen) > cap:
-        chosen = [chosen[i] for i in sorted(order.sample(range(len(chosen)), cap))]
-    return chosen
 
 
 # --- streamed -------------------------------------------------------------------------------------------------------------------------------------

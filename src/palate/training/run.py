@@ -72,9 +72,10 @@ def build_trainer(settings: RunSettings, data: RunData, callbacks: list[Any] | N
     if settings.data.streaming:
         report = trainer.reports["train"] = EncodeReport()
         keep_batches_whole(trainer.args)
-        trainer.train_dataset = streamed(settings, trainer.encoder, report, trainer.plan.supervision)
+        trainer.train_dataset = trainer.with_reference(streamed(settings, trainer.encoder, report, trainer.plan.supervision))
     elif settings.data.mapped:
-        trainer.train_dataset, trainer.reports["train"] = mapped(settings, trainer.encoder, trainer.plan)
+        encoded, trainer.reports["train"] = mapped(settings, trainer.encoder, trainer.plan)
+        trainer.train_dataset = trainer.with_reference(encoded)
     return trainer
 
 

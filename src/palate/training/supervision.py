@@ -85,15 +85,15 @@ def plan(settings: LossSettings, *, off_topic: int = 0) -> Plan:
         terms.append(CenteringTerm())
         coefficients.append(settings.centering)
     objective = Objective(
-        tuple(terms),
-        tuple(coefficients),
-        _across(settings),
-        outputs,
-        reward,
-        readout.weights,
-        _parameters(settings),
-        settings.length_decorrelation.orthogonal if settings.length_decorrelation else 0.0,
-        readout.aggregate,
+        terms=tuple(terms),
+        coefficients=tuple(coefficients),
+        across=_across(settings),
+        outputs=outputs,
+        reward=reward,
+        reading=readout.weights,
+        parameters=_parameters(settings),
+        orthogonal=settings.length_decorrelation.orthogonal if settings.length_decorrelation else 0.0,
+        gather_steps=readout.aggregate,
     )
     return Plan(settings, objective, _supervision(settings, attributes), readout)
 

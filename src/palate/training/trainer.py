@@ -186,8 +186,7 @@ class RewardTrainer(PartsTrainer):
             raise ModelError(
                 "learned thresholds and length_decorrelation need whole parameters on every rank; fix the threshold, or train without FSDP and ZeRO"
             )
-        if self.plan.settings.text and self.plan.settings.text.variant == "dpo":
-            self.train_dataset, self.eval_dataset = self._with_reference(self.train_dataset), self._with_reference(self.eval_dataset)
+        self.train_dataset, self.eval_dataset = self.with_reference(self.train_dataset), self.with_reference(self.eval_dataset)
         if args.process_index == 0:
             logger.info("packing: %s%s", self.engine.packing, f" ({self.engine.reason})" if self.engine.reason else "")
 
@@ -220,12 +219,15 @@ class RewardTrainer(PartsTrainer):
             return {name: self._prepare(part, args, f"eval {name}") for name, part in data.items()}
         return self._prepare(data, args, "eval")
 
-    def _with_reference(self, data: Any) -> Any:
-        """Encoded data with the log-probability of each response's text under the model as it is before training (`reference`, [K] a group)."""
+    def with_reference(self, data: Any) -> Any:
+        """Encoded data with the log-probability of each response's text under the model as it is before training (`reference`, [K] a group).
+
+        Data as they are where the loss compares with no reference.
+        """
+        if data is None or self.plan.settings.text is None or self.plan.settings.text.variant != "dpo":
+            return data
         if isinstance(data, dict):
-            return {name: self._with_reference(part) for name, part in data.items()}
-        if data is None:
-            return None
+            return {name: self.with_reference(part) for name, part in data.items()}
         if isinstance(data, IterableDataset):
             raise ConfigError("loss.text.variant dpo needs the log-probabilities of all data before training, not a stream; dpo_free needs none")
         found: dict[int, list[float]] = {}
