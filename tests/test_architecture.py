@@ -24,16 +24,35 @@ MAY_IMPORT: dict[str, set[str]] = {
     "scoring": {"data", "models", "types", "errors"},
     "evaluation": {"data", "stats", "types", "errors"},
     "judging": {"data", "models", "stats", "types", "errors"},
+    "multi_objective": {"scoring", "data", "models", "stats", "types", "errors"},
+    "serving": {"scoring", "data", "judging", "types", "errors"},
+    "explorer": {"serving", "scoring", "evaluation", "data", "stats", "reports", "types", "errors"},
     "reports": {"stats", "types", "errors"},
     "bench": {"data", "models", "training", "scoring", "types", "errors"},
-    "cli": {"bench", "data", "models", "sample", "training", "scoring", "evaluation", "judging", "reports", "types", "errors"},
+    "cli": {
+        *("bench", "data", "models", "sample", "training", "scoring", "evaluation", "judging", "reports", "multi_objective", "serving", "explorer"),
+        *("stats", "types", "errors"),
+    },
 }
 """The import table: room -> rooms it may import. A new arrow is a decision, not an accident."""
 
 NO_TORCH = {"errors", "types", "stats", "evaluation", "judging", "reports"}
 """Rooms that must work without torch and transformers."""
 
-OPTIONAL = {"peft", "trl", "sentence_transformers", "ray", "fastapi", "uvicorn", "openai", "aiohttp", "deepspeed", "bitsandbytes"}
+OPTIONAL = {
+    "peft",
+    "trl",
+    "sentence_transformers",
+    "ray",
+    "fastapi",
+    "uvicorn",
+    "openai",
+    "aiohttp",
+    "deepspeed",
+    "bitsandbytes",
+    "prometheus_client",
+    "multipart",
+}
 
 FILES = sorted(SOURCE.rglob("*.py"))
 
