@@ -15,10 +15,10 @@ from safetensors.torch import load_file, save_file
 from palate.cli.main import main
 from palate.errors import ConfigError, ContractError, ModelError
 from palate.models.reward_model import load_pretrained
+from palate.scoring.contract import check_saved
 from palate.scoring.local import load_scorer
 from palate.training.adapters import adapter_config, quantization_config
 from palate.training.config import RewardConfig
-from palate.training.contract import check_saved
 from palate.training.trainer import RewardTrainer
 
 ADAPTERS: dict[str, dict[str, Any]] = {

@@ -24,10 +24,10 @@ from palate.data.tokenization import EncodeReport
 from palate.errors import ConfigError, Interrupted, PalateError, StorageError
 from palate.models.checkpoints import package_versions, whole_directory, write_text
 from palate.reports.model_card import write_model_card
+from palate.scoring.contract import check_saved
 from palate.training.adapters import adapter_config, quantization_config
 from palate.training.callbacks import StopOnInterrupt, TrainingBar
 from palate.training.config import RewardConfig
-from palate.training.contract import check_saved
 from palate.training.data import RunData, load_data, mapped, streamed
 from palate.training.resume import checkpoints, last_complete, remove_incomplete
 from palate.training.settings import RunSettings

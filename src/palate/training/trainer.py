@@ -45,11 +45,11 @@ from palate.models.reward_model import (
 )
 from palate.models.text_head import attach_text_head
 from palate.reports.model_card import write_model_card
+from palate.scoring.contract import NUM_GOLDEN, build_contract
 from palate.stats.calibration import fit_temperature
 from palate.training.across import STEP_GRADIENT, STEP_SHARE, STEP_VALUE, mark_parts
 from palate.training.callbacks import print_samples
 from palate.training.config import RewardConfig
-from palate.training.contract import NUM_GOLDEN, build_contract
 from palate.training.embeddings import with_prompt_embeddings
 from palate.training.parts import REPEATED, PartsTrainer, parts_of
 from palate.training.resume import last_complete, mark_complete

@@ -1,4 +1,4 @@
-"""What a finished training writes beside its weights: the contract with golden examples; and the check that what was saved scores the same."""
+"""The contract of a model as it stands, with golden examples; and the check that what was saved scores the same."""
 
 from __future__ import annotations
 
