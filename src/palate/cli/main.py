@@ -16,12 +16,23 @@ COMMANDS = {
     "judge": "look at a judge before spending on it:  palate judge audit --data gold.jsonl --judge MODEL --base-url URL",
     "generate": "responses of several models:  palate generate --config sources.yaml --prompts prompts.jsonl --output responses.jsonl",
     "build": "preference data from a judge:  palate build --data responses.jsonl --judge MODEL --output prefs.jsonl",
+    "decompose": "many directions of preference in place of one:  palate decompose --model out --data prefs.jsonl --output heads",
+    "adapt": "fit those directions to a user's few comparisons:  palate adapt --model heads --data user.jsonl --output adapted",
+    "attributes": "a head for each rated attribute, and a gate:  palate attributes --model out --data rated.jsonl --output heads",
     "score": "add rewards to rows:  palate score --model out --data rows.jsonl --output scored.jsonl",
+    "best-of": "the best of each prompt's responses:  palate best-of --model out --data responses.jsonl --output best.jsonl",
+    "serve": "rewards over HTTP, in the dialects of vLLM, SGLang, TEI and OpenRLHF:  palate serve --model out",
+    "ui": "browse and label pairs beside their rewards:  palate ui --data prefs.jsonl --model out",
     "data": "look over preference data, and for test sets in it:  palate data check FILE --against TEST",
     "bench": "speed and memory on this machine, against padding and TRL:  palate bench --data FILE",
     "merge": "an adapter and its base as one checkpoint:  palate merge ADAPTER OUTPUT",
-    "doctor": "check a saved reward model:  palate doctor DIR",
+    "export": "a checkpoint in another stack's format:  palate export DIR OUTPUT --format deepspeed-chat",
+    "import": "another stack's reward model as a checkpoint with a contract:  palate import DIR OUTPUT",
+    "doctor": "check a saved reward model:  palate doctor DIR --for vllm,trl",
 }
+
+MODULES = {"best-of": "best_of", "import": "import_"}
+"""Commands whose names are no names of modules."""
 
 USAGE = "usage: palate COMMAND [options]\n\nReward modelling: from raw preferences to a served reward.\n\ncommands:\n"
 
@@ -53,7 +64,7 @@ def _run(name: str, arguments: list[str]) -> int:
     # Long-lived warnings of libraries about their own future are for their authors; ours stay on.
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
     try:
-        return int(importlib.import_module(f"palate.cli.{name}").main(arguments) or 0)
+        return int(importlib.import_module(f"palate.cli.{MODULES.get(name, name)}").main(arguments) or 0)
     except PalateError as error:
         print(f"palate {name}: {error}", file=sys.stderr)
         return error.exit_code
