@@ -75,6 +75,19 @@ def use_float32(head: nn.Linear) -> None:
     head.__class__ = Float32Linear
 
 
+@contextmanager
+def without_head(model: PreTrainedModel) -> Iterator[None]:
+    """The model's outputs are what its head reads, float32 [R, H], in place of what the head makes of it."""
+    name = head_name(model)
+    assert name is not None  # `as_reward_model` refuses a model without one
+    head = model.get_submodule(name)
+    head.forward = Tensor.float
+    try:
+        yield
+    finally:
+        del head.forward
+
+
 def read_rewards(outputs: Tensor, readout: Readout) -> Tensor:
     """One reward for each row of outputs, in float32. [R, D] -> [R]"""
     outputs = outputs.float()

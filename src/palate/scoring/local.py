@@ -23,7 +23,7 @@ from palate.data.tokenization import DEFAULT_SEPARATOR, Encoder, as_exchange, re
 from palate.errors import ContractError, DataError, RowError
 from palate.models.checkpoints import RewardContract, find_contract, read_contract, score_tolerance
 from palate.models.engine import CHECKED_SEQUENCES, Engine, checked, choose_packing, packing_error
-from palate.models.heads import read_rewards
+from palate.models.heads import head_name, read_rewards, without_head
 from palate.models.reward_model import ONE_REWARD, check_local, fit_tokenizer, is_decoder, load_pretrained, load_tokenizer, position_limit
 from palate.types import Conversation, Exchange, Readout, TokenIds
 
@@ -98,6 +98,32 @@ class LocalScorer:
             outputs[rows] = values[:, 0]
         return outputs
 
+    def embed(self, conversations: Sequence[Exchange | Conversation], *, progress: bool = False, on_long: str | None = None) -> np.ndarray:
+        """What the head reads of N conversations (the pooled hidden state behind the last norm), float32 [N, H]; NaN rows for what `score` makes NaN.
+
+        The head's weights times an embedding (plus its bias, where it has one) are the outputs of the model.
+        """
+        embeddings = np.empty((len(conversations), self.width), dtype=np.float32)
+        with without_head(self.model):
+            for rows, values in self._all(conversations, progress, on_long, steps=False):
+                embeddings[rows] = values[:, 0]
+        return embeddings
+
+    def embed_ids(self, sequences: Sequence[list[int]]) -> np.ndarray:
+        """What the head reads at the last tokens of token sequences as they stand, float32 [N, H]."""
+        embeddings = np.empty((len(sequences), self.width), dtype=np.float32)
+        with without_head(self.model):
+            for rows, values in self._batches(sequences, None):
+                embeddings[rows] = values[:, 0]
+        return embeddings
+
+    @property
+    def width(self) -> int:
+        """H, the size of what the head reads."""
+        name = head_name(self.model)
+        assert name is not None
+        return int(self.model.get_submodule(name).in_features)
+
     def score_steps(self, conversations: Sequence[Exchange | Conversation], *, progress: bool = False, on_long: str | None = None) -> list[np.ndarray]:
         """P(good) of every step of N conversations, float32 [steps] each; a response is cut into steps at the contract's separator.
 
@@ -108,7 +134,8 @@ class LocalScorer:
         found: list[np.ndarray] = [np.empty(0)] * len(conversations)
         for rows, values in self._all(conversations, progress, on_long, steps=True):
             for row, outputs in zip(rows, values, strict=True):
-                found[row] = read_rewards(torch.from_numpy(outputs), self.readout).numpy()
+                each = np.broadcast_to(outputs, (len(outputs), len(self.readout.outputs))).copy()  # what could not be scored is one NaN
+                found[row] = read_rewards(torch.from_numpy(each), self.readout).numpy()
         return found
 
     def _all(self, conversations: Sequence[Any], progress: bool, on_long: str | None, *, steps: bool) -> Iterator[tuple[np.ndarray, Any]]:
@@ -152,10 +179,10 @@ class LocalScorer:
         return fitted
 
     def _batches(self, ids: Sequence[list[int] | None], reads: Sequence[tuple[int, ...]] | None) -> Iterator[tuple[np.ndarray, Any]]:
-        """(rows, outputs [tokens read, D] of each) batch by batch; NaN for what could not be scored."""
+        """(rows, outputs [tokens read, D] of each) batch by batch; one NaN for all outputs of what could not be scored."""
         lost = np.array([i for i, x in enumerate(ids) if x is None], dtype=int)
         if len(lost):
-            yield lost, np.full((len(lost), 1, len(self.readout.outputs)), np.nan, dtype=np.float32)
+            yield lost, np.full((len(lost), 1, 1), np.nan, dtype=np.float32)
         # Equal sequences are computed once: their rewards must tie, and two places in a row may round differently.
         rows: dict[tuple[tuple[int, ...], tuple[int, ...]], list[int]] = {}
         for i, x in enumerate(ids):
