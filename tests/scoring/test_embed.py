@@ -20,7 +20,9 @@ ITEMS = [Exchange(f"ask {i % 3}", f"good {'bad ' * (i % 5)}{i}") for i in range(
 def scorer_of(kind: str, packing: str, outputs: tuple[str, ...] = ("reward",), **options: object) -> LocalScorer:
     model, tokenizer = tiny_model(kind, seed=3, num_labels=len(outputs)), prepare_tokenizer(TOKENIZERS[kind](), close=False)
     fit_tokenizer(model, tokenizer)
-    return LocalScorer(as_reward_model(model, outputs), tokenizer, packing=packing, **options)  # type: ignore[arg-type]
+    scorer = LocalScorer(as_reward_model(model, outputs), tokenizer, packing=packing, **options)  # type: ignore[arg-type]
+    scorer.readout = Readout(outputs, (1.0,) * len(outputs))
+    return scorer
 
 
 @pytest.mark.parametrize("packing", ["auto", "padded"])
@@ -42,7 +44,7 @@ def test_scores_are_what_they_were_after_embedding() -> None:
     scorer.embed(ITEMS)
     np.testing.assert_array_equal(scorer.score(ITEMS), before)
     with pytest.raises(DataError, match="conversation 0"):
-        LocalScorer(scorer.model, scorer.tokenizer, max_length=2).embed(ITEMS)
+        LocalScorer(scorer.model, scorer.tokenizer, max_length=4).embed(ITEMS)
     np.testing.assert_array_equal(scorer.score(ITEMS), before)  # the head is back after an error
 
 
