@@ -579,3 +579,15 @@ def test_off_topic_negatives_leave_a_ranking_standing(comparisons: tuple[Compari
     kept = list(encoder("qwen3").encode_groups(groups, EncodeReport(), supervision=Supervision(ranks=True)))
     best, worse, added = kept[0].group.ranks
     assert best < worse and math.isnan(added)
+
+
+def test_a_foreign_template_ends_a_text_response_as_it_ends_a_message() -> None:
+    """Chat prompt and text response go through the template too: one that was never closed is left as the other trainer saw it."""
+    tokenizer = chatml_tokenizer()
+    encoder = Encoder(tokenizer, max_length=None)
+    assert not encoder.closed
+    asked = ({"role": "user", "content": "hi"},)
+    as_text, as_message = encoder.encode([Exchange(asked, "hello"), Exchange(asked, ({"role": "assistant", "content": "hello"},))])
+    assert as_text == as_message
+    plain = encoder.encode([Exchange("hi", "hello")])[0]
+    assert plain[-1] == tokenizer.eos_token_id  # whole text ends with EOS under any template

@@ -163,7 +163,8 @@ class Encoder:
     def _frame(self, ids: list[int], exchange: Exchange) -> list[int]:
         ids = self._with_prefix(ids)
         # A chat template that was never closed belongs to a model of another trainer, which saw what the template itself writes.
-        ends = ids[-1:] == [self.rules.eos_id] or not (isinstance(exchange.response, str) or self.closed)
+        plain = isinstance(exchange.prompt, str) and isinstance(exchange.response, str)
+        ends = ids[-1:] == [self.rules.eos_id] or not (plain or self.closed)
         return ids if ends else [*ids, self.rules.eos_id]
 
     def _with_prefix(self, ids: list[int]) -> list[int]:
