@@ -31,7 +31,7 @@ check: $(STAMP)  ## format, lint, types
 	$(BIN)/ruff check --quiet src tests benchmarks examples
 	$(BIN)/mypy
 
-map: $(STAMP)  ## print the tree of the source with the first line of each file
+map: $(STAMP)  ## write the tree of the source into the README and docs/map.md
 	@$(BIN)/python tests/test_readme.py
 
 bench: $(STAMP)  ## measured comparisons against peers (see benchmarks/)

@@ -13,6 +13,14 @@ ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 
 
+MAP = ROOT / "docs" / "map.md"
+
+
+def rooms() -> str:
+    """The rooms of the source tree, each with the first line of its docstring."""
+    return "\n".join(line for line in tree().splitlines() if not line.startswith("|  "))
+
+
 def tree() -> str:
     """The source tree with the first line of each file's docstring."""
     source = ROOT / "src" / "palate"
@@ -34,7 +42,8 @@ def blocks(language: str) -> list[str]:
 
 
 def test_the_tree_is_true() -> None:
-    assert blocks("text")[0].strip() == tree(), "run `make map` and put its output into the README"
+    assert blocks("text")[0].strip() == rooms(), "run `make map`"
+    assert MAP.read_text(encoding="utf-8") == map_page(), "run `make map`"
 
 
 def test_make_targets_exist() -> None:
@@ -83,5 +92,10 @@ def test_documented_layouts_are_the_table() -> None:
     assert [layout.name for layout in LAYOUTS] == [name for name in documented if name != "layout"]
 
 
-if __name__ == "__main__":
-    print(tree())
+def map_page() -> str:
+    return f"# The map\n\nEvery file of the source with the first line of its docstring, as `make map` writes it.\n\n```text\n{tree()}\n```\n"
+
+
+if __name__ == "__main__":  # `make map`
+    MAP.write_text(map_page(), encoding="utf-8")
+    (ROOT / "README.md").write_text(README.replace(blocks("text")[0], rooms() + "\n"), encoding="utf-8")
