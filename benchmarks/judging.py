@@ -1,11 +1,16 @@
 """How near the calling layer comes to what an endpoint allows: 20 000 calls to one that answers in 50 ms and bears 64 at once.
 
     python benchmarks/judging.py [--requests 20000] [--rounds 3] [--output benchmarks/results/judging.json]
+    python benchmarks/judging.py --build [--pairs 10000] [--kills 10]
 
 `function`: no network, an awaited sleep. `endpoint`: HTTP over loopback to the stub judge of the tests, a process of its own. Both with the cache. `sdk`: the
 same endpoint asked through `AsyncOpenAI().chat.completions.create` by 64 coroutines, nothing kept. `bare`: the same through aiohttp alone. The ideal is
 64 / 50 ms = 1280 calls a second; `of_held` is the share of what the stub really allowed, which holds a request a little longer than it should where it is
 short of processor time. What else ran on the machine is seen from the load. The best round counts: a busy machine only ever takes away.
+
+`--build` runs `palate build` itself, as a process, on pairs in both orders (and its canaries), against a stub that judges: calls a second while calls ran,
+seconds of the whole command, its memory over time; then the same killed by SIGKILL at random moments and begun again, which must ask for nothing that was kept
+and write the same bytes. The result goes beside the other, under `build`.
 """
 
 from __future__ import annotations
@@ -15,6 +20,7 @@ import asyncio
 import json
 import os
 import platform
+import subprocess
 import sys
 import tempfile
 import time
@@ -26,6 +32,7 @@ import psutil
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from tests.judging.killed_builds import BuildRun, kill_and_finish, write_responses
 from tests.judging.stub_server import Dials, spawned
 
 from palate.judging.call_cache import CallCache
@@ -109,7 +116,7 @@ def bare(count: int, _: int) -> dict[str, Any]:
                 async with session.post(f"{url}/chat/completions", json=body) as response:
                     json.loads(await response.read())
 
-            return await alone(ask, count // 4)
+            return await alone(ask, count)
 
     return against_stub(run)
 
@@ -139,13 +146,63 @@ async def alone(ask: Callable[[dict[str, Any]], Awaitable[Any]], count: int) -> 
     }
 
 
+def build(num_pairs: int, kills: int) -> dict[str, Any]:
+    """The command, undisturbed and killed."""
+    with tempfile.TemporaryDirectory() as folder, spawned(Dials(latency=LATENCY, max_concurrency=PLACES)) as stub:
+        data = write_responses(Path(folder) / "responses.jsonl", num_pairs)
+        run = BuildRun(data, stub.url, Path(folder) / "undisturbed")
+        began, process = time.perf_counter(), run.start()
+        memory = list(watched(process))
+        assert process.returncode == 0
+        seconds, calls, stats = time.perf_counter() - began, json.loads(run.output.with_suffix(".card.json").read_text())["calls"], stub.stats()
+        rate = calls["requests"] / calls["seconds"]
+        found: dict[str, Any] = {
+            "pairs": num_pairs,
+            "requests": calls["requests"],
+            "calls_per_second": round(rate, 1),
+            "of_ideal": round(rate / (PLACES / LATENCY), 4),
+            "of_held": round(rate * stats["held"] / stats["served"] / PLACES, 4),
+            "stub_processor_us_per_call": round(1e6 * stats["cpu"] / stats["served"]),
+            "seconds_of_calls": round(calls["seconds"], 1),
+            "seconds": round(seconds, 1),
+            "memory_mb": memory,
+            "rows": len(run.output.read_bytes().splitlines()),
+            "load": [round(value, 1) for value in os.getloadavg()],
+        }
+    if kills:
+        with tempfile.TemporaryDirectory() as folder, spawned(Dials(latency=LATENCY, max_concurrency=PLACES)) as stub:
+            data = write_responses(Path(folder) / "responses.jsonl", num_pairs)
+            rows, repeated = kill_and_finish(BuildRun(data, stub.url, Path(folder) / "killed"), stub, kills)
+            same = BuildRun(data, stub.url, Path(folder) / "undisturbed").finish() == rows
+        assert same, "the rows of the killed run differ"
+        found |= {"kills": kills, "kept_and_asked_again": 0, "under_way_and_asked_again": repeated, "same_bytes": same}
+    return found
+
+
+def watched(process: subprocess.Popen[bytes]) -> Iterator[int]:
+    """Resident megabytes, once a second, to the end."""
+    while process.poll() is None:
+        yield psutil.Process(process.pid).memory_info().rss >> 20
+        time.sleep(1)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--requests", type=int, default=20_000)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--start-concurrency", type=int, default=8, help="calls at once to begin with, as the Caller's default")
     parser.add_argument("--output", type=Path, default=Path(__file__).parent / "results" / "judging.json")
+    parser.add_argument("--build", action="store_true", help="`palate build` instead of the calling layer alone")
+    parser.add_argument("--pairs", type=int, default=10_000)
+    parser.add_argument("--kills", type=int, default=10)
     options = parser.parse_args()
+    hardware = {"cores": os.cpu_count(), "processor": _processor(), "python": platform.python_version(), "transport": "aiohttp" if AIOHTTP else "httpx2"}
+    if options.build:
+        built = build(options.pairs, options.kills)
+        print(built)
+        write(options.output, {"build": built | {"hardware": hardware}})
+        print(f"palate build: {built['calls_per_second']:.0f} calls a second, {built['of_ideal']:.1%} of the ideal")
+        return
     works = {"function": function, "endpoint": endpoint, "sdk": sdk, "bare": bare}
     rounds: dict[str, list[dict[str, Any]]] = {name: [] for name in works}
     for _ in range(options.rounds):
@@ -153,11 +210,16 @@ def main() -> None:
             rounds[name].append(work(options.requests, options.start_concurrency))
             print(name, rounds[name][-1], flush=True)
     best = {name: max(found, key=lambda one: one["of_ideal"]) for name, found in rounds.items()}
-    hardware = {"cores": os.cpu_count(), "processor": _processor(), "python": platform.python_version(), "transport": "aiohttp" if AIOHTTP else "httpx2"}
     setting = {"requests": options.requests, "latency_ms": 1e3 * LATENCY, "at_once": PLACES, "ideal_per_second": PLACES / LATENCY}
-    options.output.write_text(json.dumps({"setting": setting, "hardware": hardware, "best": best, "rounds": rounds}, indent=1) + "\n", encoding="utf-8")
+    write(options.output, {"setting": setting, "hardware": hardware, "best": best, "rounds": rounds})
     for name, found in best.items():
         print(f"{name}: {found['calls_per_second']:.0f} calls a second, {found['of_ideal']:.1%} of the ideal")
+
+
+def write(path: Path, found: dict[str, Any]) -> None:
+    """Beside what the other mode has written."""
+    known = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    path.write_text(json.dumps(known | found, indent=1) + "\n", encoding="utf-8")
 
 
 def _processor() -> str:

@@ -147,6 +147,9 @@ class Readout:
 
 AGGREGATES = ("min", "product", "mean", "last")
 
+VARIANCE_FLOOR = 1e-4
+"""Smallest variance of a Gaussian output: a standard deviation of 0.01 on scales of 1 to 5 or 0 to 1, finer than any rater."""
+
 Packing: TypeAlias = Literal["auto", "shared", "packed", "padded"]
 """How sequences are computed: rows of trees that hold each shared prefix once, rows of whole sequences, padded batches; `auto`: the fastest exact way."""
 

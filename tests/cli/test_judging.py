@@ -104,11 +104,11 @@ def test_generate(write_jsonl, tmp_path: Path, capsys: pytest.CaptureFixture[str
         assert main([*arguments, "--dry-run"]) == 0
         out = capsys.readouterr().out
         assert "one: 10 calls" in out and "20 requests, 0 answered before: 20 calls" in out and stub.stats()["served"] == 0
-        assert main(arguments) == 0 and main(arguments) == 0 and stub.stats()["served"] == 20
+        assert main(arguments) == 0 and main(arguments) == 0 and stub.stats()["served"] == 20 + 2 * 5, "each model is probed once"
         written = [json.loads(line) for line in output.read_text().splitlines()]
         report = json.loads(output.with_suffix(".report.json").read_text())
         assert [row["id"] for row in written] == ["0", "1", "2", "3", "4"] and report["responses"] == 20 and report["by_source"] == {"one": 10, "two": 10}
-        assert report["diversity"]["overall"]["identical"] == 0.0 and report["calls"]["cached"] == 20
+        assert report["diversity"]["overall"]["identical"] == 0.0 and report["calls"]["cached"] == 30
         assert main(["build", "--data", str(output), "--output", str(tmp_path / "p.jsonl"), "--judge", "x", "--base-url", stub.url, "--dry-run"]) == 0
         stub.turn(Dials(sampling=False))
         other = [part if part != str(tmp_path / "a.sqlite") else str(tmp_path / "b.sqlite") for part in arguments]

@@ -191,3 +191,17 @@ def test_trl_trains_a_step_with_loss_on_the_completion_only(form: Any, tmp_path:
     assert sorted(taught) == sorted(f"{said(row)}<|im_end|>\n" for row in rows)
     result = trainer.train()
     assert result.training_loss > 0 and not torch.equal(before, model.lm_head.weight)
+
+
+# --- references -----------------------------------------------------------------------------------------------------------------------------------
+
+
+def test_pairs_are_shown_with_their_reference_where_it_is_asked_for() -> None:
+    groups = [group(0, reference="it is </reference> four"), group(1)]
+    plain, shown_with = generative_rows(groups, "pair_label").rows, generative_rows(groups, "pair_label", references=True).rows
+    content = shown_with[0]["prompt"][0]["content"]
+    assert "<reference>\nit is < /reference> four\n</reference>\n\n<response_a>" in content and "The reference answer is right" in content
+    assert shown_with[1] == plain[1] and "<reference>" not in plain[0]["prompt"][0]["content"]
+    assert shown_with[0]["completion"] == plain[0]["completion"]
+    with pytest.raises(ConfigError, match="shown with pairs"):
+        generative_rows(groups, "yes_no", references=True)

@@ -44,9 +44,10 @@ class Dials:
     """What the judge believes, what is wrong with it, what its server can do, how it is loaded."""
 
     strengths: dict[str, float] = field(default_factory=dict)  # by response text; otherwise the response's own tag, otherwise 0
-    position_bias: float = 0.0  # added to the log-odds of whatever is shown first
+    position_bias: float = 0.0  # added to the log-odds of whatever is shown first; in lists, to each response against the one after it
     length_bias: float = 0.0  # log-odds per 100 characters more
     noise: float = 0.0  # scale of the logistic noise of a verdict; 0: always the one it prefers
+    rating_noise: float = 0.0  # the same in points of a rating from 1 to 10
     tie_width: float = 0.0  # |log-odds| below which it says tie
     strong: float = 2.0  # |log-odds| above which it says "much better"
 
@@ -198,23 +199,30 @@ class StubJudge:
         asked = str(body["messages"][-1]["content"])
         repair = "No verdict could be read" in asked
         if schema := (body.get("response_format") or {}).get("json_schema", {}).get("schema") if self.dials.structured else None:
-            return json.dumps(self._shaped(schema, judged, logit))
+            return json.dumps(self._shaped(schema, judged, logit, draw))
         if not judged:
             return " ".join(random.Random(f"{body['messages']} {draw}").choices(WORDS.split(), k=12))
         if not repair and _share(body, "malformed") < self.dials.malformed_rate:
             return NO_VERDICT
-        verdict = self._verdict(asked.rpartition("<<<end of")[2], judged, logit)
+        verdict = self._verdict(asked.rpartition("<<<end of")[2], judged, logit, draw)
         return verdict if repair or len(verdict) == 1 or verdict.startswith("{") else f"{REASONS}\n\n{verdict}"
 
     def _side(self, logit: float) -> str:
         return "tie" if abs(logit) < self.dials.tie_width or logit == 0 else "A" if logit > 0 else "B"
 
-    def _verdict(self, asked: str, judged: Sequence[str], logit: float) -> str:
+    def _ranking(self, judged: Sequence[str]) -> list[str]:
+        order = sorted(range(len(judged)), key=lambda i: self.dials.position_bias * i - self.strength(judged[i]))
+        return [chr(ord("A") + i) for i in order]
+
+    def _rating(self, judged: Sequence[str], draw: str) -> int:
+        share = _share([judged[0], draw], "rating")
+        wanted = 5.5 + 2 * self.strength(judged[0]) + self.dials.rating_noise * math.log(share / (1 - share))
+        return round(min(10.0, max(1.0, wanted)))
+
+    def _verdict(self, asked: str, judged: Sequence[str], logit: float, draw: str) -> str:
         """In the form that the question names."""
         side = self._side(logit)
-        order = sorted(range(len(judged)), key=lambda i: -self.strength(judged[i]))
-        ranking = [chr(ord("A") + i) for i in order]
-        rating = round(min(10.0, max(1.0, 5.5 + 2 * self.strength(judged[0]))))
+        ranking, rating = self._ranking(judged), self._rating(judged, draw)
         if '"ranking"' in asked:
             return json.dumps({"reasoning": "so", "ranking": ranking})
         if '"rating"' in asked:
@@ -232,10 +240,12 @@ class StubJudge:
             return f"[[{rating}]]"
         return "[[C]]" if side == "tie" and "[[C]]" in asked else f"[[{'A' if logit >= 0 else 'B'}]]"
 
-    def _shaped(self, schema: Mapping[str, Any], judged: Sequence[str], logit: float) -> dict[str, Any]:
+    def _shaped(self, schema: Mapping[str, Any], judged: Sequence[str], logit: float, draw: str) -> dict[str, Any]:
         """An object that fits a schema of plain fields."""
         side = self._side(logit)
-        values = {"reasoning": "so", "verdict": side, "winner": side, "rating": 5, "ranking": [chr(ord("A") + i) for i in range(len(judged))]}
+        values: dict[str, Any] = {"reasoning": "so", "verdict": side, "winner": side}
+        if judged:
+            values |= {"rating": self._rating(judged, draw), "ranking": self._ranking(judged)}
         found: dict[str, Any] = {}
         for name, kind in schema["properties"].items():
             options = kind.get("enum") or [None]

@@ -15,6 +15,7 @@ from tests.judging.stubs import Biased, Told, preferring, responses
 
 from palate.cli.main import main
 from palate.data.loading import load_groups
+from palate.data.pairing import training_comparisons
 from palate.errors import ConfigError, DataError
 from palate.judging.build import EQUAL, NOT_SELECTED, OVERRULED, SMALL, BuildSettings, Built, assemble, build
 from palate.judging.combining import BothOrders, Judgment
@@ -242,12 +243,49 @@ def test_a_judge_that_always_agrees_with_itself_bounds_nothing() -> None:
     assert position_of([failed(0, 1)]) is None
 
 
-@pytest.mark.parametrize("gamma", [0.0, 0.5, 1.5])
-def test_margins_of_log_odds_are_unbiased_by_position(gamma: float) -> None:
-    """Without shrinkage (ridge near 0) the margin is the true difference, whatever the position is worth; a mean of probabilities would shrink it."""
-    judge = BothOrders(Biased({"x": 1.7, "y": 0.0}, position=gamma, logits=True), "keep_mean").judge_pairs
-    (row,) = build(judge, ["p"], [responses("y", "x")], settings=BuildSettings(source_prior=False, ridge=1e-6)).rows
-    assert row["margin"] == pytest.approx(1.7, abs=1e-4) and row["logit"] == pytest.approx(1.7) and row["chosen"] == "x"
+@pytest.mark.parametrize("gamma", [0.0, 0.5, 1.5, 3.0])
+def test_margins_of_log_odds_are_the_judges_own(gamma: float) -> None:
+    """A mean of 2 logits is a margin of 2, whatever the position is worth, also where it outweighs the difference and the orders contradict each other.
+
+    With one pair the error is that of rounding, variance v = 1/3072: d = 2 / (1 + v ridge / 2). As two games of probability 0.88 it would come to 1.1.
+    """
+    judge = BothOrders(Biased({"x": 2.0, "y": 0.0}, position=gamma, logits=True), "keep_mean").judge_pairs
+    built = build(judge, ["p"], [responses("y", "x")], settings=PLAIN)
+    (row,) = built.rows
+    assert row["margin"] == pytest.approx(2 / (1 + 0.25 / 3072), abs=1e-9) and row["logit"] == pytest.approx(2.0) and row["chosen"] == "x"
+    assert row["consistent"] is (gamma < 2) and built.card["reading_deviation"] == pytest.approx(3072**-0.5)
+
+
+def test_log_odds_that_err_are_drawn_to_the_prior_by_their_error() -> None:
+    """Positions 0 and 2 of two pairs with a mean of 2 logits each: variance 2, so d = 2 / (1 + 2 * 0.5 / 2) = 4/3."""
+    judged = []
+    for g, position in enumerate((0.0, 2.0)):
+        judgment = Judgment("a", "agreed", sigmoid(2), 0.0, Verdict("a"), Verdict("b"), 2.0, position)
+        judged.append(Judged(g, 0, 1, judgment))
+    built = assemble(judged, ["p", "q"], [responses("x", "y"), responses("u", "v")], settings=PLAIN)
+    assert [row["margin"] for row in built.rows] == pytest.approx([4 / 3, 4 / 3]) and built.card["reading_deviation"] == pytest.approx(2**0.5)
+    assert built.rows[0]["beta_se"] == pytest.approx((1 / 2 + 0.5 / 2) ** -0.5), "precision of the reading, and the ridge on both ends"
+
+
+@pytest.mark.parametrize(("policy", "rows"), [("drop", 0), ("tie", 0), ("keep_mean", 1)])
+def test_contradicting_log_odds_under_each_policy(policy: Policy, rows: int) -> None:
+    """x over y by 1, position worth 3: the labels contradict each other, the mean does not; z far below both."""
+    judge = BothOrders(Biased({"x": 1.0, "y": 0.0, "z": -20.0}, position=3.0, logits=True), policy).judge_pairs
+    built = build(judge, ["p"], [responses("x", "y", "z")], settings=BuildSettings(source_prior=False, margin="none"))
+    own = [row for row in built.rows if row["rejected"] == "y"]
+    assert len(own) == rows and built.card["left_out"] == ({} if rows else {"contradiction": 1}) and adds_up(built.card)
+    assert built.card["position"]["gamma"] == pytest.approx(3.0)
+    if rows:
+        assert own[0]["margin"] == pytest.approx(1.0, abs=1e-3)
+
+
+def test_log_odds_and_verdicts_in_one_fit() -> None:
+    """A cascade: words where they decided, log-odds where they did not. x > y by verdicts, y over z by 1.5 logits; the strengths solve both at once."""
+    stated = Judgment("a", "agreed", sigmoid(1.5), 0.0, Verdict("a"), Verdict("b"), 1.5, 0.0)
+    built = one_prompt([said("a", 0, 1), Judged(0, 1, 2, stated)], 3, BuildSettings(source_prior=False, margin="none"))
+    x, y, z = (next(row[f"beta_{side}"] for row in built.rows if row[side] == text) for text, side in (("x", "chosen"), ("y", "chosen"), ("z", "rejected")))
+    pull = 2 * (1 - sigmoid(x - y))
+    assert 0.5 * x == pytest.approx(pull) and 3072 * (1.5 - (y - z)) == pytest.approx(pull + 0.5 * y, rel=1e-4) and x + y + z == pytest.approx(0, abs=1e-9)
 
 
 # --- the whole ---------------------------------------------------------------------------------------------------------------------------------
@@ -279,20 +317,37 @@ def test_the_order_of_the_input_is_of_no_account(pairs_per_prompt: int | None) -
     }
 
 
-def test_rows_are_read_as_soft_labels_with_margins(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_rows_are_read_by_their_margin_or_as_soft_labels(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """`margin` and `p_hat` are one strength in two forms: who reads margins gets a plain pair with its margin, who does not a soft label; nobody both."""
     prompts, groups, strengths = many()
     rows = build(BothOrders(Biased(strengths)).judge_pairs, prompts, groups, provenance={"judge": "stub", "template_hash": "abc"}).rows
     path = tmp_path / "prefs.jsonl"
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    loaded = load_groups(path).groups
-    assert len(loaded) == len(rows)
-    for group, row in zip(loaded, rows, strict=True):
-        (comparison,) = group.comparisons
-        assert (group.responses[comparison.chosen], group.responses[comparison.rejected]) == (row["chosen"], row["rejected"])
-        assert comparison.margin == pytest.approx(row["margin"]) and comparison.probability == pytest.approx(row["p_hat"])
-        assert group.metadata["judge"] == "stub" and group.metadata["chosen_model"] == row["chosen_model"]
+    by_margin, soft = load_groups(path).groups, load_groups(path, margins=False).groups
+    assert len(by_margin) == len(soft) == len(rows)
+    for plain, softly, row in zip(by_margin, soft, rows, strict=True):
+        (with_margin,), (with_probability,) = plain.comparisons, softly.comparisons
+        assert (plain.responses[with_margin.chosen], plain.responses[with_margin.rejected]) == (row["chosen"], row["rejected"])
+        assert with_margin.chosen == with_probability.chosen and plain.metadata["judge"] == "stub" and plain.metadata["chosen_model"] == row["chosen_model"]
+        assert (with_margin.margin, with_margin.probability) == (pytest.approx(row["margin"]), 1.0)
+        assert (with_probability.margin, with_probability.probability) == (0.0, pytest.approx(row["p_hat"]))
+        assert with_margin.weight == with_probability.weight == pytest.approx(row["pair_weight"])
     assert load_groups(path, columns={"weight": "pair_weight"}).groups[0].comparisons[0].weight == pytest.approx(rows[0]["pair_weight"])
     assert main(["data", "check", str(path)]) == 0 and "soft label" in capsys.readouterr().out
+
+
+def test_every_prompt_weighs_the_same_in_the_loss(tmp_path: Path) -> None:
+    """1 / C(K, 2) from the build to the batch: of prompts with 2, 3 and 4 responses each comes to the batch with a weight of 1."""
+    groups = [responses(*(f"{g} {k}" for k in range(size))) for g, size in enumerate((2, 3, 4))]
+    judge = preferring(*(f"{g} {k}" for g in range(3) for k in range(4)))
+    path = tmp_path / "prefs.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in build(judge, ["p0", "p1", "p2"], groups, settings=PLAIN).rows))
+    weights: dict[str, float] = {}
+    loaded = load_groups(path).groups
+    for group in loaded:
+        for comparison in training_comparisons(group.comparisons, ties="drop"):
+            weights[str(group.prompt)] = weights.get(str(group.prompt), 0.0) + comparison.weight
+    assert len(loaded) == 1 + 3 + 6 and weights == {f"p{g}": pytest.approx(1.0) for g in range(3)}
 
 
 def test_what_cannot_be_built() -> None:

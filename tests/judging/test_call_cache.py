@@ -43,6 +43,25 @@ def test_the_first_answer_counts(tmp_path: Path) -> None:
         assert one.get(b"key") == ChatReply("first", cached=True)
 
 
+def test_many_answers_in_one_transaction(tmp_path: Path) -> None:
+    """What is not kept comes back all the same, another's answer stands, and a transaction that fails leaves nothing and blocks nobody."""
+    with CallCache(tmp_path / "answers.sqlite") as one, CallCache(tmp_path / "answers.sqlite") as two:
+        one.put(b"2", ASKED, ChatReply("first"))
+        told = [(b"1", ASKED, REPLY), (b"2", ASKED, ChatReply("second")), (b"3", ASKED, ChatReply(""))]
+        assert two.put_all(told) == [REPLY, ChatReply("first", cached=True), ChatReply("")] and len(one) == 2
+        with pytest.raises(TypeError):
+            two.put_all([(b"4", ASKED, REPLY), (b"5", ASKED, ChatReply("x", top_logprobs=({"A": object()},)))])  # type: ignore[dict-item]
+        assert one.get(b"4") is None and one.put(b"4", ASKED, REPLY) == REPLY and two.put_all([]) == []
+
+
+def test_a_file_of_the_first_version_is_read_and_written(tmp_path: Path) -> None:
+    """It had its rows in the order of their keys (WITHOUT ROWID), which took twice the time to write."""
+    with sqlite3.connect(tmp_path / "answers.sqlite") as old:
+        old.execute("CREATE TABLE answers (key BLOB PRIMARY KEY, model TEXT, reply TEXT NOT NULL, created REAL NOT NULL) WITHOUT ROWID")
+    with CallCache(tmp_path / "answers.sqlite") as cache:
+        assert cache.put(b"key", ASKED, REPLY) == REPLY and cache.get(b"key") == REPLY._replace(cached=True)
+
+
 def test_a_file_that_is_no_cache(tmp_path: Path) -> None:
     path = tmp_path / "answers.sqlite"
     path.write_text('{"not": "a database"}\n' * 100)

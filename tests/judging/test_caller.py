@@ -21,7 +21,7 @@ from tests.judging.stub_server import Dials, hash_of, running, spawned
 
 from palate.errors import ConfigError
 from palate.judging import caller as caller_module
-from palate.judging.budget import Budget, Estimate, dry_run
+from palate.judging.budget import Budget, Estimate, Purse, dry_run
 from palate.judging.call_cache import CallCache
 from palate.judging.caller import AHEAD, Caller
 from palate.judging.calls import Answer, CallFailure, ChatReply, ChatRequest, Price, Sampling
@@ -406,9 +406,36 @@ def test_a_budget_that_cannot_be_kept_is_refused() -> None:
 
 
 def test_the_price_is_stated_only_where_it_is_known() -> None:
-    caller = Caller(Scripted())
+    caller = Caller(Scripted(), budget=Budget(prices={"other": Price(1, 1)}))
     caller.run(requests(2))
-    assert caller.spent.as_dict(None)["cost"] is None and caller.spent.as_dict(Price(1, 1))["cost"] == 0.0
+    assert caller.spent.as_dict(Budget())["cost"] is None and caller.spent.unpriced == 2
+    assert caller.spent.as_dict(caller.budget)["cost"] is None, "the price of another model"
+    assert Caller(Scripted()).spent.as_dict(Budget(price=Price(1, 1)))["cost"] == 0.0
+
+
+def test_each_model_at_its_own_price() -> None:
+    """100 tokens in and 20 out: at 10 and 100 a million 0.003, at the common 1 and 1 0.00012."""
+    caller = Caller(Scripted(), budget=Budget(price=Price(1, 1), prices={"dear": Price(10, 100)}))
+    caller.run([*requests(1), ChatRequest("dear", ({"role": "user", "content": "question 7"},))])
+    assert caller.spent.as_dict(caller.budget)["cost"] == pytest.approx(0.003 + 0.00012) == caller.budget.purse.cost
+    asked = [ChatRequest(model, ({"role": "user", "content": "12345678"},), Sampling(max_tokens=50)) for model in ("stub", "dear")]
+    assert dry_run(asked, price=Price(1, 1), prices={"dear": Price(10, 100)}).cost == pytest.approx((2 + 50 + 20 + 5000) / 1e6)
+    assert dry_run(asked, prices={"dear": Price(10, 100)}).cost is None
+
+
+@pytest.mark.parametrize("of", ["requests", "money"])
+def test_one_purse_for_several_callers(of: str) -> None:
+    """A jury's members are asked out of one budget, also at the same time."""
+    limits: dict[str, Any] = {"max_requests": 30} if of == "requests" else {"max_cost": 30 * 1.2 + 3.4, "price": Price(1e4, 1e4)}
+    purse, client = Purse(), Scripted(latency=0.002)
+    callers = [Caller(client, budget=Budget(**limits, purse=purse)) for _ in range(3)]
+    threads = [threading.Thread(target=lambda one=one: one.run(requests(40, sampling=Sampling(max_tokens=300)))) for one in callers]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(60)
+    assert client.asked.total() == purse.requests == 30 and all(caller.stopped for caller in callers) and not purse.reserved
+    assert sum(caller.spent.requests for caller in callers) == 30
 
 
 # -- the dry run

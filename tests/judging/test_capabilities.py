@@ -20,10 +20,11 @@ from tests.judging.stub_server import Dials, running
 
 from palate.errors import ConfigError, ModelError
 from palate.judging import caller as caller_module
+from palate.judging import capabilities as capabilities_module
 from palate.judging.call_cache import CallCache
 from palate.judging.caller import Caller
 from palate.judging.calls import Answer, CallFailure, ChatReply, ChatRequest
-from palate.judging.capabilities import FREE, Capabilities, probe
+from palate.judging.capabilities import FREE, Capabilities, probe, probe_sampling
 from palate.judging.function_client import FunctionClient
 from palate.judging.openai_client import OpenAIClient
 
@@ -95,6 +96,25 @@ def test_a_probe_is_asked_once(tmp_path: Path) -> None:
         first = probe(Caller(OpenAIClient(stub.url), cache=cache), "stub")
         asked = stub.stats()["served"]
         assert probe(Caller(OpenAIClient(stub.url), cache=cache), "stub") == first and stub.stats()["served"] == asked == 12
+
+
+def test_answers_of_a_probe_count_for_a_day_and_while_the_endpoint_says_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A server that was changed under its name is noticed: at the next day at the latest, at once where /v1/models says so."""
+    now = 1_800_000_000.0
+    monkeypatch.setattr(capabilities_module.time, "time", lambda: now)
+    with running() as stub, CallCache(tmp_path / "answers.sqlite") as cache:
+        client = OpenAIClient(stub.url)
+        caller = Caller(client, cache=cache)
+        state = client.state("stub")
+        assert json.loads(state) == [{"id": "stub", "object": "model", "owned_by": "nobody"}] and client.state("other") == "[]"
+        assert probe(caller, "stub", state=state).sampling and stub.stats()["served"] == 12
+        assert probe_sampling(caller, "stub", state=state) == (True, "4 different answers of 4 at temperature 1") and stub.stats()["served"] == 12
+        stub.turn(Dials(sampling=False, logprobs=False))
+        assert probe(caller, "stub", state=state).sampling, "not asked again so soon"
+        other = probe(caller, "stub", state=state + " with another root")
+        assert not other.sampling and not other.logprobs and stub.stats()["served"] == 24
+        now += 86_400
+        assert not probe_sampling(caller, "stub", state=state)[0] and stub.stats()["served"] == 24 + 5
 
 
 # -- a real server

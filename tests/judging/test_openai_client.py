@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import gzip
+import hashlib
 import json
 import socket
 import subprocess
@@ -16,7 +18,6 @@ from email.utils import formatdate
 from typing import Any
 
 import httpx2
-import openai
 import pytest
 from tests.judging.stub_server import Dials, hash_of, running, spawned
 
@@ -26,6 +27,7 @@ from palate.judging import openai_client
 from palate.judging.caller import Caller
 from palate.judging.calls import Answer, CallFailure, ChatReply, ChatRequest, Sampling
 from palate.judging.openai_client import OpenAIClient, body_of, reply_of, status_failure
+from palate.judging.transport import AiohttpTransport, HttpxTransport, proxied
 
 ASKED = ChatRequest("judge", ({"role": "user", "content": "A or B?"},))
 USAGE = {"prompt_tokens": 70, "completion_tokens": 12, "total_tokens": 82}
@@ -57,7 +59,6 @@ def test_the_body_of_a_full_request() -> None:
         "judge",
         ASKED.messages,
         Sampling(0.5, 0.9, 100, 7, ("\n",)),
-        sample=3,
         schema=schema,
         top_logprobs=5,
         extra={"top_k": 20, "chat_template_kwargs": {"x": 1}},
@@ -76,6 +77,18 @@ def test_the_body_of_a_full_request() -> None:
         "top_k": 20,
         "chat_template_kwargs": {"x": 1},
     }
+
+
+def test_each_draw_has_its_own_seed() -> None:
+    """One seed, sent with every draw, would be one answer k times. The first draw has the seed itself."""
+    draws = [ChatRequest("judge", ASKED.messages, Sampling(1.0, seed=7), sample=k) for k in range(50)]
+    seeds = [body_of(draw)["seed"] for draw in draws]
+    assert seeds[0] == 7 and len(set(seeds)) == 50 and all(0 <= seed < 2**31 for seed in seeds)
+    assert seeds[3] == int(hashlib.sha256(b"7 3").hexdigest()[:8], 16) // 2
+    assert len({draw.key("e") for draw in draws}) == 50
+    with running(Dials()) as stub:
+        one, two = (Caller(OpenAIClient(stub.url)).run(draws) for _ in range(2))
+    assert len({answer.text for answer in one}) == 50 and one[7].text == two[7].text  # type: ignore[union-attr]
 
 
 def test_what_is_not_set_is_not_sent() -> None:
@@ -256,13 +269,13 @@ def test_a_transport_that_fails() -> None:
     def unreachable(request: httpx2.Request) -> httpx2.Response:
         raise httpx2.ConnectError("no route", request=request)
 
-    assert ask(out_of_time) == CallFailure("timeout", "http://judge.test/v1: too slow (ReadTimeout)")
-    assert ask(unreachable) == CallFailure("connection", "http://judge.test/v1: no route (ConnectError)")
+    assert ask(out_of_time) == CallFailure("timeout", "http://judge.test/v1/chat/completions: too slow (ReadTimeout)")
+    assert ask(unreachable) == CallFailure("connection", "http://judge.test/v1/chat/completions: no route (ConnectError)")
 
 
 @contextmanager
-def misbehaving(behaviour: Callable[[socket.socket], None]) -> Iterator[str]:
-    """A server that treats each connection in its own way."""
+def misbehaving(behaviour: Callable[[socket.socket], None], seen: list[bytes] | None = None) -> Iterator[str]:
+    """A server that treats each connection in its own way; `seen` takes what it was sent."""
     listener = socket.create_server(("127.0.0.1", 0))
 
     def serve() -> None:
@@ -271,7 +284,9 @@ def misbehaving(behaviour: Callable[[socket.socket], None]) -> Iterator[str]:
                 connection, _ = listener.accept()
             except OSError:
                 return
-            connection.recv(65536)
+            received = connection.recv(65536)
+            if seen is not None:
+                seen.append(received)
             behaviour(connection)
 
     threading.Thread(target=serve, daemon=True).start()
@@ -378,7 +393,7 @@ def test_connections_are_used_again(over: str, monkeypatch: pytest.MonkeyPatch) 
         for _ in range(3):
             assert [answer.text for answer in Caller(client).run([ASKED] * 5)] == ["A"] * 5  # type: ignore[union-attr]
         (connection,) = client._connections.values()
-        assert isinstance(connection.http_client, openai.DefaultAioHttpClient) == (over == "aiohttp")
+        assert isinstance(connection.transport, AiohttpTransport) == (over == "aiohttp")
         assert client.models() == ["stub"]
         client.close()
         assert not client._connections
@@ -386,11 +401,55 @@ def test_connections_are_used_again(over: str, monkeypatch: pytest.MonkeyPatch) 
     assert OpenAIClient("http://127.0.0.1:9/v1").models() == []
 
 
+def test_a_proxy_is_asked_where_the_environment_names_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The request reaches the proxy, whole address and all; an address in NO_PROXY is asked directly."""
+    seen: list[bytes] = []
+
+    def proxy(connection: socket.socket) -> None:
+        connection.sendall(b'HTTP/1.1 200 OK\r\nContent-Length: 46\r\nConnection: close\r\n\r\n{"choices": [{"message": {"content": "[A]"}}]}')
+        connection.close()
+
+    for name in ("HTTP_PROXY", "http_proxy", "HTTPS_PROXY", "https_proxy", "ALL_PROXY", "all_proxy", "NO_PROXY", "no_proxy"):
+        monkeypatch.delenv(name, raising=False)
+    assert not proxied("http://judge.test/v1")
+    with misbehaving(proxy, seen) as url:
+        monkeypatch.setenv("HTTP_PROXY", url.removesuffix("/v1"))
+        client = OpenAIClient("http://judge.test/v1")
+        Caller(client, attempts=1).run([ASKED])
+        (connection,) = client._connections.values()
+        assert isinstance(connection.transport, HttpxTransport)
+    assert seen[0].startswith(b"POST http://judge.test/v1/chat/completions HTTP/1.1")
+    monkeypatch.setenv("NO_PROXY", "judge.test")
+    assert not proxied("http://judge.test/v1") and proxied("http://other.test/v1")
+
+
+def test_large_and_compressed_answers_and_redirects(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What an HTTP client is expected to do: undo gzip, follow a redirect with the body, take a prompt of megabytes."""
+    body = gzip.compress(json.dumps(completion({"content": "[[B]]"})).encode())
+    seen: list[bytes] = []
+
+    def serve(connection: socket.socket) -> None:
+        if b"/moved/" in seen[-1]:
+            head = f"HTTP/1.1 200 OK\r\nContent-Encoding: gzip\r\nContent-Length: {len(body)}\r\nConnection: close\r\n\r\n".encode()
+            connection.sendall(head + body)
+        else:
+            connection.sendall(b"HTTP/1.1 307 Moved\r\nLocation: /moved/chat/completions\r\nContent-Length: 0\r\nConnection: close\r\n\r\n")
+        connection.close()
+
+    with misbehaving(serve, seen) as url:
+        (answer,) = Caller(OpenAIClient(url), attempts=1).run([ASKED])
+    assert isinstance(answer, ChatReply) and answer.text == "[[B]]"
+    assert len(seen) == 2 and json.loads(seen[1].partition(b"\r\n\r\n")[2]) == body_of(ASKED)
+    with running(Dials(fixed="A")) as stub:
+        long = ChatRequest("judge", ({"role": "user", "content": "x" * 3_000_000},))
+        assert isinstance(Caller(OpenAIClient(stub.url)).run([long])[0], ChatReply)
+
+
 def test_in_an_event_loop_of_ones_own() -> None:
     async def two(client: OpenAIClient) -> list[Answer]:
         answers = [await client.complete(ASKED), await client.complete(ASKED)]
         for connection in client._connections.values():
-            await connection.sdk.close()
+            await connection.close()
         return answers
 
     with running(Dials(fixed="A")) as stub:

@@ -146,7 +146,7 @@ def test_the_hash_of_a_template_tells_prompts_apart() -> None:
 
 
 def test_every_template_is_used() -> None:
-    names = {path.name.removesuffix(".txt") for path in (files("palate.judging") / "templates").iterdir()}
+    names = {path.name.removesuffix(".txt") for path in (files("palate.judging") / "templates").iterdir() if path.name.endswith(".txt")}
     forms = {"rating", "rating_json", "ranking", "ranking_json", *PAIR_VARIANTS}
     assert names == {"system", "criteria", "user", "repair", *(f"verdict_{form}" for form in forms)}
 

@@ -43,7 +43,7 @@ def test_memory_is_flat(tmp_path: Path) -> None:
                 most = max(most, resident())
         assert most - before < 30, f"{most - before:.1f} MB more"
         assert len(cache) == MANY and caller.spent.cached == 200
-        assert not caller._asking and not caller._reserved and caller.gate.running == 0
+        assert not caller._asking and not caller.budget.purse.reserved and caller.gate.running == 0
 
 
 def test_all_places_and_no_more(tmp_path: Path) -> None:

@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 
 from palate.errors import ConfigError, DataError
-from palate.scoring.ensemble import COMBINE, Ensemble
+from palate.scoring.ensemble import Ensemble
+from palate.scoring.uncertainty import COMBINE
 from palate.types import Exchange
 
 
@@ -38,6 +39,7 @@ Z_B = np.array([1.0, -1.0, 1.0, -1.0])
         ("mean", (Z_A + Z_B) / 2),
         ("worst", [Z_A[0], -1.0, Z_A[2], -1.0]),
         ("lower", (Z_A + Z_B) / 2 - np.abs(Z_A - Z_B) / 2),  # of two numbers the deviation is half their distance
+        ("variance", (Z_A + Z_B) / 2 - (Z_A - Z_B) ** 2 / 4),
     ],
 )
 def test_z_scores_combined_by_hand(how: str, expected: Any) -> None:
@@ -81,7 +83,7 @@ def test_what_one_member_cannot_score_is_nan_and_shifts_no_scale(how: str) -> No
     z_scored = Ensemble([lost, Table(B.rewards | {"e": 0.0})], how=how).score([*LETTERS, "e"])
     assert np.isnan(z_scored).tolist() == [False] * 4 + [True]
     z_b = Z_B * np.sqrt(5 / 4)  # a fifth reward at the mean
-    np.testing.assert_allclose(z_scored[:4], COMBINE[how](np.array([Z_A, z_b])), atol=1e-6)
+    np.testing.assert_allclose(z_scored[:4], COMBINE[how](np.array([Z_A, z_b]), 1.0), atol=1e-6)
 
 
 @pytest.mark.parametrize("how", COMBINE)
@@ -131,7 +133,7 @@ def test_a_column_is_one_reward_and_other_shapes_are_refused() -> None:
 WRONG: dict[str, tuple[int, dict[str, Any], str]] = {
     "nobody": (0, {}, "an ensemble has two members at least, got 0"),
     "alone": (1, {}, "an ensemble has two members at least, got 1"),
-    "how": (2, {"how": "median"}, "an ensemble combines by mean, worst, lower, not by 'median'"),
+    "how": (2, {"how": "median"}, "an ensemble combines by mean, worst, lower, variance, not by 'median'"),
     "one scale": (2, {"scales": [(0, 1)]}, r"2 members need as many scales \(mean, standard deviation above 0\), got \[\(0, 1\)\]"),
     "no width": (2, {"scales": [(0, 1), (0, 0)]}, "2 members need as many scales"),
     "negative": (2, {"scales": [(0, 1), (0, -1)]}, "2 members need as many scales"),

@@ -203,3 +203,33 @@ def test_a_folder_is_loaded_as_scorer_or_judge(tmp_path: Any) -> None:
     rewards = load_generative_scorer(str(tmp_path), device="cpu").score(ITEMS)
     np.testing.assert_array_equal(rewards, GenerativeScorer(MODEL, TOKENIZER, device="cpu").score(ITEMS))
     assert load_pairwise_judge(str(tmp_path), device="cpu").compare(MATCHUPS) == PairwiseLogitJudge(MODEL, TOKENIZER, device="cpu").compare(MATCHUPS)
+
+
+# --- references and identity ----------------------------------------------------------------------------------------------------------------------
+
+
+def test_a_judge_of_pairs_is_shown_a_right_answer() -> None:
+    """The judge's own by the prompt's text, or the call's; what it is asked is what the training rows with references hold."""
+    judge = PairwiseLogitJudge(MODEL, TOKENIZER, device="cpu", references={"two plus two": "4"})
+    own, none = judge.compare(MATCHUPS), judge.compare(MATCHUPS, references=[None] * 3)
+    assert abs(own[0].logit - none[0].logit) > 1e-2  # type: ignore[operator]
+    assert [one.logit for one in own[1:]] == pytest.approx([one.logit for one in none[1:]], abs=1e-5)
+    assert judge.compare(MATCHUPS, references=["4", None, None])[0].logit == pytest.approx(own[0].logit, abs=1e-5)
+    pair = PreferenceGroup("two plus two", ("four", "five"), (Comparison(0, 1),), metadata={"reference": "4"})
+    rows = generative_rows([pair], "pair_label", orders="both", references=True).rows
+    assert list(judge.messages(MATCHUPS[0], "4")) == rows[0]["prompt"]
+    with pytest.raises(ConfigError, match="3 matchups and 1 references"):
+        judge.compare(MATCHUPS, references=["4"])
+
+
+def test_what_changes_a_reward_changes_the_identity() -> None:
+    one = GenerativeScorer(MODEL, TOKENIZER, device="cpu")
+    assert one.identity() == GenerativeScorer(MODEL, TOKENIZER, device="cpu", batch_size=3).identity()
+    others = [
+        GenerativeScorer(MODEL, TOKENIZER, device="cpu", question="Is it right?"),
+        GenerativeScorer(MODEL, TOKENIZER, device="cpu", labels=("No", "Yes")),
+        GenerativeScorer(MODEL, TOKENIZER, device="cpu", critiques=Critiques()),
+        GenerativeScorer(MODEL, TOKENIZER, device="cpu", max_length=64),
+        GenerativeScorer(MODEL, TOKENIZER, device="cpu", template_args={"enable_thinking": False}),
+    ]
+    assert len({str(scorer.identity()) for scorer in (one, *others)}) == 6

@@ -17,10 +17,10 @@ from transformers import AutoTokenizer, pipeline
 from palate.data.templates import prepare_tokenizer
 from palate.data.tokenization import as_exchange
 from palate.errors import ContractError, DataError
+from palate.interchange.doctor.examine import examine
 from palate.models.checkpoints import CONTRACT_NAME
 from palate.models.heads import initialise_head
 from palate.models.reward_model import as_reward_model, fit_tokenizer
-from palate.scoring.doctor import examine
 from palate.scoring.local import LocalScorer, load_scorer
 from palate.training.config import RewardConfig
 from palate.training.trainer import RewardTrainer

@@ -174,7 +174,7 @@ WRONG: dict[str, tuple[str, dict[str, Any], str]] = {
     "three policies": ("dpo:a,b,c", {}, "dpo:a,b,c: expected dpo:POLICY,REFERENCE"),
     "no member": ("ensemble:", {}, r"ensemble:: an ensemble has two members at least; expected ensemble:A,B\[,C\]"),
     "one member": ("ensemble-worst:a,", {}, r"an ensemble has two members at least; expected ensemble-worst:A,B\[,C\]"),
-    "median": ("ensemble-median:a,b", {}, r"ensemble-median:a,b: an ensemble combines by mean, worst, lower \(ensemble:, ensemble-worst:, ensemble-lower:\)"),
+    "median": ("ensemble-median:a,b", {}, r"ensemble-median:a,b: an ensemble combines by mean, worst, lower, variance \(ensemble:, ensemble-worst:"),
     "members with commas": ("ensemble:dpo:a,b,c", {}, "dpo:a has members of its own, so its commas are ambiguous; an ensemble takes checkpoints and endpoints"),
     "an ensemble inside": ("ensemble:a,ensemble-worst:b,c", {}, "ensemble-worst:b has members of its own"),
     "protocol of a folder": ("a", {"protocol": "tei"}, r"protocol tei is for an endpoint \(http://...\), not for a"),

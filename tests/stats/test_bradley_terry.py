@@ -16,6 +16,7 @@ from sklearn.linear_model import LogisticRegression
 
 from palate.stats import bradley_terry, newton
 from palate.stats.bradley_terry import (
+    Readings,
     Ties,
     difference,
     difference_within,
@@ -502,3 +503,40 @@ def test_a_fit_that_does_not_converge_raises(monkeypatch: pytest.MonkeyPatch) ->
         fit_bradley_terry(6, G.first, G.second, G.p)
     with pytest.raises(ValueError, match="fit_many: not converged after 2 Newton steps"):
         fit_many(np.zeros(len(G.p)), G.first, G.second, G.p)
+
+
+# --- readings ----------------------------------------------------------------------------------------------------------------------------------
+
+
+def test_readings_are_ridge_least_squares() -> None:
+    """Prompts 3 (four responses, all pairs read) and 5 (two): the normal equations (X' W X + ridge I) b = X' W y, and their inverse as covariance."""
+    random = np.random.default_rng(0)
+    pairs = [(i, j) for i in range(4) for j in range(i + 1, 4)]
+    first, second = np.array(pairs).T
+    value, precision = random.normal(0, 2, 6), random.uniform(0.5, 4, 6)
+    fit = fit_many([], [], [], readings=Readings([*[3] * 6, 5], [*first, 1], [*second, 0], [*value, 2.0], [*precision, 4.75]), ridge=0.5)
+    design = np.eye(4)[first] - np.eye(4)[second]
+    information = design.T @ (design * precision[:, None]) + 0.5 * np.eye(4)
+    assert fit.prompts.tolist() == [3, 5] and fit.strengths[:4] == pytest.approx(np.linalg.solve(information, design.T @ (precision * value)))
+    assert fit.strengths[4:] == pytest.approx([-0.95, 0.95]), "2 * 4.75 / (4.75 + 0.5 / 2), half on either side"
+    contrast = np.array([1.0, 0, 0, -1.0])
+    variance = contrast @ np.linalg.inv(information) @ contrast
+    assert difference_within(fit, [0], [0], [3]).error == pytest.approx([variance**0.5])
+
+
+def test_readings_and_verdicts_share_one_objective() -> None:
+    """0 beats 1 twice, 1 - 2 reads 3 with precision 2, and a prior: the minimum of the written objective, found by another way."""
+
+    def objective(b: np.ndarray) -> float:
+        return float(2 * np.logaddexp(0, b[1] - b[0]) + (3 - (b[1] - b[2])) ** 2 + 0.25 * ((b - [0.3, 0, -0.3]) ** 2).sum())
+
+    fit = fit_many([7], [0], [1], [1.0], weight=[2.0], readings=Readings([7], [1], [2], [3.0], [2.0]), prior=[0.3, 0.0, -0.3])
+    assert fit.strengths == pytest.approx(optimize.minimize(objective, np.zeros(3), tol=1e-12).x, abs=1e-5)
+    shown = fit_many([7, 7], [0, 0], [1, 1], [1.0, 0.0], position=[1.0, -1.0], readings=Readings([7], [0], [1], [2.0], [1e6]))
+    assert shown.position and shown.position > 0 and shown.strengths[0] - shown.strengths[1] == pytest.approx(2, abs=1e-4)
+
+
+@pytest.mark.parametrize(("name", "value"), [("precision", -1.0), ("value", np.inf), ("precision", np.nan)])
+def test_readings_that_are_none(name: str, value: float) -> None:
+    with pytest.raises(ValueError, match=f"row 0: `{name}` must lie between"):
+        fit_many([], [], [], readings=Readings([1], [0], [1], [2.0], [1.0])._replace(**{name: [value]}))

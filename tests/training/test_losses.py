@@ -106,6 +106,11 @@ CASES: dict[str, tuple[Any, dict[str, Any]]] = {
     "length_decorrelation": (pairs, {"length_decorrelation": 0.5}),
     "cross_prompt": (pairs, {"cross_prompt": {"weight": 0.5}}),
     "cross_prompt, inside": (pairs, {"cross_prompt": {"weight": 0.5, "form": "inside"}}),
+    "members": (pairs, {"members": 3}),
+    "members, bootstrap": (pairs, {"members": {"count": 2, "bootstrap": True}, "centering": 0.1, "text": "sft"}),
+    "members of rankings": (rankings, {"type": "plackett_luce", "members": {"count": 2, "bootstrap": True}}),
+    "members of outcomes": (outcomes, {"type": "outcome", "members": {"count": 2, "bootstrap": True, "seed": 4}}),
+    "members of tokens": (pairs, {"type": "token_divergence", "members": 2}),
 }
 """Name -> (rows, loss section)."""
 
@@ -306,6 +311,13 @@ WRONG: dict[str, tuple[Any, dict[str, Any], str]] = {
     "two tokenwise": (pairs, {"terms": [{"type": "token_divergence"}, {"type": "token_outcome"}]}, "different tokens"),
     "options of another loss": (rankings, {"type": "plackett_luce", "label_smoothing": 0.1}, "unknown key"),
     "steps and centering": (stepwise, {"type": "steps", "centering": 0.1}, "stand alone"),
+    "members of steps": (stepwise, {"type": "steps", "members": 2}, "members are heads of one reward each; steps has several outputs"),
+    "members of attributes": (
+        ratings,
+        {"type": "regression", "attributes": ["helpfulness", "verbosity"], "members": 2},
+        "has the outputs helpfulness, verbosity",
+    ),
+    "one member": (pairs, {"members": 1}, "greater than or equal to 2"),
     "centering without sides": (outcomes, {"type": "outcome", "centering": 0.1}, "chosen and rejected"),
 }
 

@@ -1,4 +1,4 @@
-"""`palate data check FILE`: what was recognised, counts, lengths, findings, and what of test sets stands in it."""
+"""`palate data check FILE`: what was recognised, counts, lengths, findings, and what of test sets stands in it. `palate data generative`: rows for judges."""
 
 from __future__ import annotations
 
@@ -14,6 +14,12 @@ if TYPE_CHECKING:
     from palate.data.loading import LoadReport
     from palate.types import PreferenceGroup
 
+GENERATIVE_EPILOG = """\
+examples:
+  palate data generative --data prefs.jsonl --form yes_no --output rows.jsonl
+  palate data generative --data prefs.jsonl --form pair_label --orders both --ties label --output rows.jsonl
+"""
+
 EPILOG = """\
 examples:
   palate data check train.jsonl
@@ -27,7 +33,7 @@ def main(arguments: Sequence[str]) -> int:
     from palate.data.contamination import COMMON_SHARE, THRESHOLD
     from palate.data.ngrams import NGRAM_WORDS
 
-    parser = argparse.ArgumentParser(prog="palate data", description="Look over preference data.")
+    parser = argparse.ArgumentParser(prog="palate data", description="Look over preference data, or make rows for judges of it.")
     commands = parser.add_subparsers(dest="command", required=True)
     check = commands.add_parser(
         "check", help="layout, counts, lengths, findings, contamination", epilog=EPILOG, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -58,7 +64,10 @@ def main(arguments: Sequence[str]) -> int:
     tests.add_argument("--examples", type=int, default=3, help="examples shown of each kind of text (default: %(default)s)")
     tests.add_argument("--clean", metavar="OUT.jsonl", help="write the rows that no test set touches, as they are")
     tests.add_argument("--overwrite", action="store_true", help="replace the file of --clean")
+    _add_generative(commands)
     options = parser.parse_args(arguments)
+    if options.command == "generative":
+        return _generative(options)
 
     from palate.cli.eval import parse_columns
     from palate.data.loading import load_groups
@@ -78,6 +87,63 @@ def main(arguments: Sequence[str]) -> int:
         _write_json(report, options.json)
     _fail(_names(options.fail_on), report)
     return 0
+
+
+# --- rows for generative judges --------------------------------------------------------------------------------------------------------------
+
+
+def _add_generative(commands: Any) -> None:
+    from typing import get_args
+
+    from palate.data.generative_rows import Form, Orders, Ties
+
+    parser = commands.add_parser(
+        "generative",
+        help="rows that teach a language model to judge (TRL's SFTTrainer takes them as they stand)",
+        epilog=GENERATIVE_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--data", required=True, help="preferences: file, folder or hub id")
+    parser.add_argument("--split", default="train", help="split of a hub data set or folder")
+    parser.add_argument("--columns", nargs="*", default=[], metavar="OURS=THEIRS", help="column names, e.g. chosen=better rejected=worse")
+    parser.add_argument("--form", required=True, choices=get_args(Form), help="yes or no, the letter of the better response, reasons or a critique before it")
+    parser.add_argument("--orders", choices=get_args(Orders), default="balanced", help="of pairs: each side better in half of the rows, or both orders")
+    parser.add_argument("--ties", choices=get_args(Ties), default="drop", help="left out and counted, or a label of their own")
+    parser.add_argument("--references", action="store_true", help="show pairs with the row's `reference`")
+    parser.add_argument("--on-bad-row", choices=("error", "drop"), default="error", help="rows that cannot be used (default: %(default)s)")
+    parser.add_argument("--seed", type=int, default=0, help="of the sides of pairs (default: %(default)s)")
+    parser.add_argument("--output", required=True, help="JSONL or Parquet file to write")
+    parser.add_argument("--overwrite", action="store_true", help="replace the output file")
+
+
+def _generative(options: argparse.Namespace) -> int:
+    from palate.cli.console import console
+    from palate.cli.eval import parse_columns
+    from palate.cli.score import write_rows
+    from palate.data.generative_rows import generative_rows
+    from palate.data.loading import load_groups
+    from palate.errors import ConfigError, DataError, StorageError
+
+    output = Path(options.output)
+    if output.suffix not in (".jsonl", ".parquet"):
+        raise ConfigError(f"--output {output}: expected a .jsonl or .parquet file")
+    if output.exists() and not options.overwrite:
+        raise StorageError(f"{output}: exists already; choose another name or pass --overwrite")
+    loaded = load_groups(options.data, split=options.split, columns=parse_columns(options.columns), on_bad_row=options.on_bad_row, margins=False)
+    made = generative_rows(loaded.groups, options.form, orders=options.orders, ties=options.ties, references=options.references, seed=options.seed)
+    counts = made.counts.as_dict()
+    left_out = ", ".join(f"{count} x {reason}" for reason, count in counts["left_out"].items()) or "nothing"
+    if not made.rows:
+        raise DataError(f"{options.data}: no row came of its {counts['groups']} groups; left out: {left_out}")
+    write_rows(output, made.rows)
+    if bad := loaded.reports[0].bad:
+        console.print("rows that could not be used: " + ", ".join(f"{count} x {kind}" for kind, count in bad.items()), markup=False)
+    labels = ", ".join(f"{count} x {label}" for label, count in counts["labels"].items())
+    console.print(f"{counts['groups']} groups, {counts['rows']} rows written to {output}: {labels}; left out: {left_out}", markup=False)
+    return 0
+
+
+# --- looking over ----------------------------------------------------------------------------------------------------------------------------
 
 
 def _usable(options: argparse.Namespace) -> None:

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from palate.cli.judging import add_call_flags, known_answers, open_caller, show_spent, write_rows
+from palate.cli.judging import add_call_flags, known_answers, open_caller, show_spent, state_of, write_rows
 
 if TYPE_CHECKING:
     from palate.judging.caller import Caller
+    from palate.judging.calls import Price
     from palate.judging.generation import Draw
     from palate.judging.sources import GenerationSettings
 
@@ -31,6 +32,8 @@ def main(arguments: Sequence[str]) -> int:
     if options.dry_run:
         return show_plan(options, draws)
     callers = open_callers(options, draws)
+    if not options.no_probe and not options.allow_constant:
+        check_sampling(draws, callers)
     generated = generate(prompts, settings, callers, allow_constant=options.allow_constant)
     report = {**generated.report, "left_out_before": found.left_out, "calls": show_spent(list(callers.values()))}
     write_rows(Path(options.output), generated.rows, report, ".report.json")
@@ -68,9 +71,31 @@ def open_callers(options: argparse.Namespace, draws: Sequence[Draw]) -> dict[str
             url,
             max_requests=None if requests is None else int(requests * share[url]),
             max_cost=None if cost is None else cost * share[url],
+            prices=prices_of(draws, url),
         )
         for url in urls
     }
+
+
+def prices_of(draws: Sequence[Draw], base_url: str | None) -> dict[str, Price]:
+    """Of the models at one endpoint that the configuration gives a price."""
+    from palate.judging.calls import Price
+
+    return {draw.source.model: Price(*draw.source.price) for draw in draws if draw.source.base_url == base_url and draw.source.price}
+
+
+def check_sampling(draws: Sequence[Draw], callers: Mapping[str | None, Caller]) -> None:
+    """Raises ModelError, before anything is spent, where a model that is to be sampled says the same whatever is drawn."""
+    from palate.errors import ModelError
+    from palate.judging.capabilities import probe_sampling
+    from palate.judging.generation import alarm
+
+    greedy: dict[str, str] = {}
+    for url, model in dict.fromkeys((draw.source.base_url, draw.source.model) for draw in draws if draw.temperature > 0):
+        varies, seen = probe_sampling(callers[url], model, state=state_of(callers[url], model))
+        greedy |= {} if varies else {model: seen}
+    if greedy:
+        raise ModelError(alarm(greedy))
 
 
 def show_plan(options: argparse.Namespace, draws: Sequence[Draw]) -> int:
@@ -87,7 +112,8 @@ def show_plan(options: argparse.Namespace, draws: Sequence[Draw]) -> int:
         client = open_caller(options, url, max_requests=None, max_cost=None, cached=False).client
         own = [draw.request for draw in draws if draw.source.base_url == url]
         console.print(client.endpoint, markup=False, highlight=False)
-        console.print(str(dry_run(own, price=price, cache=known_answers(options), endpoint=client.endpoint)), markup=False, highlight=False)
+        estimate = dry_run(own, price=price, prices=prices_of(draws, url), cache=known_answers(options), endpoint=client.endpoint)
+        console.print(str(estimate), markup=False, highlight=False)
     return 0
 
 

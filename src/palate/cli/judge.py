@@ -5,22 +5,31 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from palate.cli.judging import add_judge_flags, open_judge, show_spent
+
+if TYPE_CHECKING:
+    from palate.judging.verdicts import Winner
+    from palate.types import PreferenceGroup
+
+MOST_CANARIES = 50  # pairs, as `palate build` takes at most
 
 
 def main(arguments: Sequence[str]) -> int:
     parser = argparse.ArgumentParser(prog="palate judge", description="Look at a judge before spending on it.")
     commands = parser.add_subparsers(dest="command", required=True)
     audit = commands.add_parser("audit", help="measure a judge on preference data with known labels")
-    audit.add_argument("--data", required=True, help="preference data in any known layout")
+    audit.add_argument("--data", required=True, help="preference data in any known layout; `sample`: the gold set of the package")
     audit.add_argument("--split", default="test")
     audit.add_argument("--limit", type=int, help="only the first so many groups")
     audit.add_argument("--output", help="audit.json to write")
     audit.add_argument("--min-kappa", type=float, help="exit code 1 where kappa lies below")
     audit.add_argument("--writer", help="a model named in the data's chosen_model and rejected_model, to look for self-preference")
     audit.add_argument("--confidence", type=float, default=0.95)
+    audit.add_argument(
+        "--canaries", type=int, nargs="?", const=MOST_CANARIES, default=0, metavar="N", help="ask about canaries of N pairs too, whose verdict is known (50)"
+    )
     add_judge_flags(audit)
     again = commands.add_parser("replay", help="read recorded judgments of both orders again, compare them with the decisions on record, combine them")
     again.add_argument("records", help="rows with both orders of a pair (docs/judging.md)")
@@ -38,8 +47,6 @@ def run_replay(options: argparse.Namespace, parser: argparse.ArgumentParser) -> 
     """Exit code 1 where a reply read anew gives another verdict than the one on record."""
     from palate.cli.console import console
     from palate.data.loading import read_rows
-    from palate.errors import StorageError
-    from palate.evaluation.evaluator import to_json
     from palate.judging.recorded import FORMS, read_judged, read_patterns, replay
     from palate.reports.judge_tables import replay_table
 
@@ -56,38 +63,64 @@ def run_replay(options: argparse.Namespace, parser: argparse.ArgumentParser) -> 
         for example in found.examples:
             console.print(f"  {example}", markup=False)
     if options.output:
-        try:
-            Path(options.output).write_text(to_json(found._asdict()), encoding="utf-8")
-        except OSError as error:
-            raise StorageError(f"{options.output}: cannot be written: {error}") from error
+        write_json(Path(options.output), found._asdict())
     return 1 if found.different else 0
 
 
 def run_audit(options: argparse.Namespace) -> int:
     from palate.cli.console import console, quiet_libraries
-    from palate.data.loading import load_groups
-    from palate.errors import StorageError
-    from palate.evaluation.evaluator import to_json
-    from palate.evaluation.judges import evaluate_judge
+    from palate.cli.panels import panel_figures
+    from palate.evaluation.judges import decided, evaluate_judge
     from palate.reports.judge_tables import audit_table
 
     quiet_libraries()
-    groups = load_groups(options.data, split=options.split, margins=False).groups[: options.limit]
+    groups = gold_groups(options)
     opened = open_judge(options)
+    watched = canary_figures(options, groups, opened.judge)
     figures = evaluate_judge(opened.judge, groups, confidence=options.confidence, writer=options.writer)
+    _, chosen_first = decided(groups)
+    right: list[Winner] = ["a" if first else "b" for first in [*chosen_first, *~chosen_first]]  # of the matchups of both orders
+    figures |= {"canaries": watched, "panel": panel_figures(opened, right)}
     console.print(audit_table(figures, title=f"{opened.provenance['judge']} on {options.data}", confidence=options.confidence))
     spent = show_spent(opened.callers)
     figures |= {"provenance": opened.provenance, "calls": spent, "cost_per_kept_pair": _per_kept(figures, spent)}
     if options.output:
-        try:
-            Path(options.output).write_text(to_json(figures), encoding="utf-8")
-        except OSError as error:
-            raise StorageError(f"{options.output}: the audit cannot be written: {error}") from error
+        write_json(Path(options.output), figures)
     kappa = figures["kappa"]["value"]
     if options.min_kappa is not None and not kappa >= options.min_kappa:
         console.print(f"[red]kappa is {kappa:.3f}, under {options.min_kappa:g}[/red]")
         return 1
     return 0
+
+
+def gold_groups(options: argparse.Namespace) -> list[PreferenceGroup]:
+    from palate.data.loading import load_groups
+    from palate.sample import gold_path
+
+    return load_groups(gold_path() if options.data == "sample" else options.data, split=options.split, margins=False).groups[: options.limit]
+
+
+def canary_figures(options: argparse.Namespace, groups: Sequence[PreferenceGroup], judge: Any) -> dict[str, Any] | None:
+    """The canaries of some pairs, asked about by themselves."""
+    from palate.cli.build import knows_ties
+    from palate.judging.schedule import Candidate
+    from palate.judging.watched import Watched, draw_canaries
+
+    responses = [[Candidate(response) for response in group.responses] for group in groups]
+    asked = draw_canaries([group.prompt for group in groups], responses, options.canaries)
+    watched = Watched(judge, asked, has_tie=knows_ties(options))
+    watched.compare([])
+    return watched.figures()
+
+
+def write_json(path: Path, found: Any) -> None:
+    from palate.errors import StorageError
+    from palate.evaluation.evaluator import to_json
+
+    try:
+        path.write_text(to_json(found), encoding="utf-8")
+    except OSError as error:
+        raise StorageError(f"{path}: cannot be written: {error}") from error
 
 
 def _per_kept(figures: dict[str, Any], spent: dict[str, Any]) -> float | None:

@@ -7,22 +7,26 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from palate.cli.styles import add_style_flags, chat_judge, check_style, policy_of
+
 if TYPE_CHECKING:
+    from palate.cli.styles import WordJudge
+    from palate.judging.budget import Purse
     from palate.judging.call_cache import CallCache
     from palate.judging.caller import Caller
-    from palate.judging.capabilities import Capabilities
-    from palate.judging.judge import ChatJudge
+    from palate.judging.calls import Price
     from palate.types import Conversation
 
 
 class Opened(NamedTuple):
     judge: Any  # a Judge
-    caller: Caller | None  # None where no calls are made
+    caller: Caller | None  # None where no calls are made, or by its members
     provenance: dict[str, Any]
+    members: tuple[Opened, ...] = ()  # of a panel
 
     @property
     def callers(self) -> list[Caller]:
-        return [self.caller] if self.caller else []
+        return [caller for one in self.members for caller in one.callers] or ([self.caller] if self.caller else [])
 
 
 def add_judge_flags(parser: argparse.ArgumentParser) -> None:
@@ -30,18 +34,16 @@ def add_judge_flags(parser: argparse.ArgumentParser) -> None:
     judge.add_argument(
         "--judge",
         required=True,
-        help="model name at the endpoint; in this process rm:CHECKPOINT (a reward model), local:MODEL (asked in words), logits:MODEL (A or B by log-odds)",
+        help="model name at the endpoint; in this process rm:CHECKPOINT (a reward model), local:MODEL (asked in words), logits:MODEL (A or B by log-odds); "
+        "panel:FILE.yaml (several: a jury or a cascade)",
     )
     judge.add_argument("--base-url", help="OpenAI-compatible endpoint, e.g. http://localhost:8000/v1 (default: OpenAI's own)")
-    judge.add_argument(
-        "--form", choices=("five_step", "three_way", "binary", "token", "json"), default="five_step", help="how a verdict is asked for (token: log-odds)"
-    )
+    add_style_flags(judge)
     judge.add_argument("--criteria", default="", help="what makes a response better, in words")
     judge.add_argument("--rubric", default="", help="a file with a rubric")
     judge.add_argument("--temperature", type=float, default=0.0)
     judge.add_argument("--max-tokens", type=int, default=2048)
     judge.add_argument("--votes", type=int, default=1, help="answers drawn a question (needs an endpoint that samples)")
-    judge.add_argument("--policy", choices=("drop", "tie", "keep_mean"), default="drop", help="where the two orders contradict each other")
     add_call_flags(parser)
 
 
@@ -57,32 +59,49 @@ def add_call_flags(parser: argparse.ArgumentParser) -> None:
     calls.add_argument("--no-probe", action="store_true", help="do not ask the endpoint what it can do")
 
 
-def open_judge(options: argparse.Namespace, *, references: Mapping[str, Conversation] | None = None) -> Opened:
-    """The judge that the flags name. A reward model judges without calls. `references`: right answers to judge by, by the text of the prompt."""
+def open_judge(options: argparse.Namespace, *, references: Mapping[str, Conversation] | None = None, purse: Purse | None = None) -> Opened:
+    """The judge that the flags name. A reward model judges without calls. `references`: right answers to judge by, by the text of the prompt.
+
+    `purse`: what the budget of the flags is spent from, where others spend from it too.
+    """
+    check_style(options)
+    if options.judge.startswith("panel:"):
+        from palate.cli.panels import open_panel
+
+        return open_panel(options, references or {})
     if options.judge.startswith("rm:"):
         from palate.evaluation.judges import ScorerJudge
         from palate.scoring.sources import open_scorer
 
         opened = open_scorer(options.judge.removeprefix("rm:"))
-        return Opened(ScorerJudge(opened.scorer), None, {"judge": opened.description["name"], "kind": "reward model", "policy": options.policy})
+        return Opened(ScorerJudge(opened.scorer), None, {"judge": opened.description["name"], "kind": "reward model", "policy": policy_of(options)})
     if options.judge.startswith("logits:"):
         from palate.scoring.generative import load_pairwise_judge
 
         name = options.judge.removeprefix("logits:")
-        return Opened(load_pairwise_judge(name), None, {"judge": name, "kind": "log-odds of A and B", "policy": options.policy})
-    return _open_chat(options, references or {})
+        return Opened(load_pairwise_judge(name), None, {"judge": name, "kind": "log-odds of A and B", "policy": policy_of(options)})
+    return _open_chat(options, references or {}, purse)
 
 
-def open_caller(options: argparse.Namespace, base_url: str | None, *, max_requests: int | None, max_cost: float | None, cached: bool = True) -> Caller:
-    """Calls to one endpoint as the flags have them, within what is left of the budget."""
-    from palate.judging.budget import Budget
+def open_caller(
+    options: argparse.Namespace,
+    base_url: str | None,
+    *,
+    max_requests: int | None,
+    max_cost: float | None,
+    cached: bool = True,
+    prices: Mapping[str, Price] | None = None,
+    purse: Purse | None = None,
+) -> Caller:
+    """Calls to one endpoint as the flags have them, within what is left of the budget. `prices`: of models with another price than that of the flags."""
+    from palate.judging.budget import Budget, Purse
     from palate.judging.call_cache import CallCache
     from palate.judging.caller import Caller
     from palate.judging.calls import Price
     from palate.judging.openai_client import OpenAIClient
 
     client = OpenAIClient(base_url, api_key=_key(options.api_key_env), timeout=options.timeout)
-    budget = Budget(max_requests, max_cost, Price(*options.price) if options.price else None)
+    budget = Budget(max_requests, max_cost, Price(*options.price) if options.price else None, prices or {}, purse or Purse())
     return Caller(client, cache=CallCache(options.cache) if cached else None, budget=budget, concurrency=options.concurrency)
 
 
@@ -99,54 +118,51 @@ def _key(variable: str | None) -> str | None:
     return os.environ[variable]
 
 
-def _open_chat(options: argparse.Namespace, references: Mapping[str, Conversation]) -> Opened:
+def _open_chat(options: argparse.Namespace, references: Mapping[str, Conversation], purse: Purse | None) -> Opened:
     from palate.cli.console import console
     from palate.errors import ConfigError
     from palate.judging.capabilities import probe
-    from palate.judging.combining import Votes
 
     if options.votes < 1:
         raise ConfigError(f"--votes {options.votes}: a question is asked once at least")
     if options.judge.startswith("local:"):
         return _open_local(options, references)
-    caller = open_caller(options, options.base_url, max_requests=options.max_requests, max_cost=options.max_cost)
+    caller = open_caller(options, options.base_url, max_requests=options.max_requests, max_cost=options.max_cost, purse=purse)
     judge = chat_judge(options, caller, references)
     if not options.no_probe:
-        capabilities = probe(caller, options.judge)
+        capabilities = probe(caller, options.judge, state=state_of(caller, options.judge))
         for note in capabilities.notes:
             console.print(f"  {note}", markup=False, highlight=False)
         judge = chat_judge(options, caller, references, capabilities)
-    provenance = judge.provenance() | {"votes": options.votes, "policy": options.policy}
-    return Opened(Votes(judge, options.votes) if options.votes > 1 else judge, caller, provenance)
+    return _opened(options, judge, caller)
+
+
+def state_of(caller: Caller, model: str) -> str:
+    """What an endpoint says of a model; nothing where it is no endpoint."""
+    from palate.judging.openai_client import OpenAIClient
+
+    return caller.client.state(model) if isinstance(caller.client, OpenAIClient) else ""
 
 
 def _open_local(options: argparse.Namespace, references: Mapping[str, Conversation]) -> Opened:
     """A language model in this process, asked in words; what it can do is known without a probe."""
     from palate.judging.call_cache import CallCache
     from palate.judging.caller import Caller
-    from palate.judging.combining import Votes
     from palate.judging.local_client import LocalClient
 
     client = LocalClient(options.judge.removeprefix("local:"))
     caller = Caller(client, cache=CallCache(options.cache), start_concurrency=client.max_batch, concurrency=max(client.max_batch, options.concurrency))
     judge = chat_judge(options, caller, references, client.capabilities)
-    provenance = judge.provenance() | {"votes": options.votes, "policy": options.policy}
-    return Opened(Votes(judge, options.votes) if options.votes > 1 else judge, caller, provenance)
+    return _opened(options, judge, caller)
 
 
-def chat_judge(options: argparse.Namespace, caller: Caller, references: Mapping[str, Conversation], capabilities: Capabilities | None = None) -> ChatJudge:
-    from palate.judging.calls import Sampling
-    from palate.judging.judge import ChatJudge, Instructions
-    from palate.judging.prompts import PairPrompt
+def _opened(options: argparse.Namespace, judge: WordJudge, caller: Caller) -> Opened:
+    """The judge itself, or its votes; a judge of ratings counts its votes itself."""
+    from palate.judging.combining import Votes
+    from palate.judging.judge import ChatJudge
 
-    return ChatJudge(
-        caller,
-        options.judge,
-        instructions=Instructions(PairPrompt(options.form), options.criteria, _rubric(options.rubric)),
-        sampling=Sampling(temperature=options.temperature, max_tokens=options.max_tokens),
-        capabilities=capabilities,
-        references=references,
-    )
+    provenance = judge.provenance() | {"votes": options.votes, "policy": None if options.style == "rating" else policy_of(options)}
+    return Opened(Votes(judge, options.votes) if options.votes > 1 and isinstance(judge, ChatJudge) else judge, caller, provenance)
 
 
 def known_answers(options: argparse.Namespace) -> CallCache | None:
@@ -154,17 +170,6 @@ def known_answers(options: argparse.Namespace) -> CallCache | None:
     from palate.judging.call_cache import CallCache
 
     return CallCache(options.cache) if Path(options.cache).is_file() else None
-
-
-def _rubric(path: str) -> str:
-    from palate.errors import ConfigError
-
-    if not path:
-        return ""
-    try:
-        return Path(path).read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"--rubric {path}: cannot be read as text: {error}") from error
 
 
 def summed(spent: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
@@ -187,7 +192,7 @@ def show_spent(callers: Sequence[Caller]) -> dict[str, Any]:
 
     if not callers:
         return {}
-    spent = summed([caller.spent.as_dict(caller.budget.price) for caller in callers])
+    spent = summed([caller.spent.as_dict(caller.budget) for caller in callers])
     cost = "unknown (no --price)" if spent["cost"] is None else f"{spent['cost']:.4f}"
     console.print(
         f"Calls: {spent['requests']} asked, {spent['cached']} from the cache; tokens {spent['prompt_tokens']} in, {spent['completion_tokens']} out; "

@@ -13,7 +13,7 @@ def main(arguments: Sequence[str]) -> int:
     options = parser.parse_args(arguments)
 
     from palate.cli.console import console, quiet_libraries
-    from palate.scoring.contract import merge_saved
+    from palate.interchange.merging import merge_saved
 
     quiet_libraries()
     merge_saved(options.adapter, options.output)

@@ -38,7 +38,7 @@ def main(arguments: Sequence[str]) -> int:
     from palate.cli.console import console, quiet_libraries
     from palate.cli.eval import parse_columns
     from palate.errors import ConfigError, StorageError
-    from palate.scoring.local import load_scorer
+    from palate.scoring.rows import open_detailed
 
     output = Path(options.output)
     quiet_libraries()
@@ -51,7 +51,7 @@ def main(arguments: Sequence[str]) -> int:
         raise ConfigError(f"--output {output}: expected a .jsonl or .parquet file")
     if output.exists() and not options.overwrite:
         raise StorageError(f"{output}: exists already; choose another name or pass --overwrite")
-    scorer = load_scorer(options.model, packing=options.packing, token_budget=options.token_budget, max_length=options.max_length)
+    scorer = open_detailed(options.model, packing=options.packing, token_budget=options.token_budget, max_length=options.max_length)
     rows = scored_stream(scorer, options.data, options.split, parse_columns(options.columns), options.on_long)
     count, failed = write_rows(output, rows)
     console.print(f"{count} rows written to {output}" + (f"; {failed} without a reward (see `reward_error`)" if failed else ""))

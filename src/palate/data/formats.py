@@ -147,13 +147,17 @@ def _margin(row: Row) -> float:
     return margin
 
 
+WEIGHTS = ("weight", "pair_weight")
+"""`pair_weight` is what `palate build` writes, 1 / rows of the prompt; a row's own `weight` stands above it."""
+
+
 def _weight(row: Row) -> float:
-    value = row.get("weight")
-    if value is None:
+    column = next((name for name in WEIGHTS if row.get(name) not in (None, "")), None)  # a CSV's empty cell is no weight
+    if column is None:
         return 1.0
-    weight = _number(value, "weight", kind="weight")
+    weight = _number(row[column], column, kind="weight")
     if weight < 0:
-        raise RowError("weight", f"column `weight` is {weight}, expected 0 or more")
+        raise RowError("weight", f"column `{column}` is {weight}, expected 0 or more")
     return weight
 
 
@@ -234,7 +238,7 @@ def _group(
     ranks: Iterable[float] = (),
     steps: Iterable[Step] = (),
 ) -> PreferenceGroup:
-    used = (*used, *TEMPLATE_COLUMNS, *MEDIA, "margin", "weight", "strength", "system")
+    used = (*used, *TEMPLATE_COLUMNS, *MEDIA, "margin", *WEIGHTS, "strength", "system")
     return PreferenceGroup(
         prompt,
         tuple(responses),
@@ -522,6 +526,11 @@ SOFT_LABELS = {"prob_b": 1, "p_hat": 0, "prob_a": 0, "prob_chosen": 0, "probabil
 
 
 def parse_soft_label(row: Row) -> PreferenceGroup:
+    """`chosen` and `rejected` (or two responses) with a probability.
+
+    `p_hat` beside a `margin` is one strength in two forms (`palate build` writes both), and a loss that took both would learn it twice: where margins are
+    read the row is a plain pair with its margin, where they are not it is a soft label.
+    """
     column = _first(SOFT_LABELS, row)
     assert column is not None
     probability = _number(row[column], column, kind="label")
@@ -535,6 +544,10 @@ def parse_soft_label(row: Row) -> PreferenceGroup:
         _, prompt = _prompt(row)
         base = _group(row, (*PROMPTS, *pair, column), prompt, [_as_response(row[c], c, prompt) for c in pair])
     comparison = from_probability(second)._replace(weight=_weight(row), margin=_margin(row), strength=_strength(row))
+    if column == "p_hat" and row.get("margin") is not None and not comparison.is_tie:
+        if pair is None and probability < 0.5:
+            raise RowError("label", f"`p_hat` is {probability}, so `rejected` is likelier to be better, beside a `margin` for `chosen`; swap the sides")
+        comparison = comparison._replace(probability=1.0)
     return replace(base, comparisons=(comparison,))
 
 

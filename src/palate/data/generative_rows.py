@@ -34,10 +34,15 @@ RATIONALE, CRITIQUES = "rationale", "critiques"
 """Keys of a group's metadata. `rationale`: reasons for a comparison (a list: one a comparison), with {chosen} and {rejected} where the responses are
 named; `critiques`: one text a response."""
 
+REFERENCE = "reference"
+"""Key of a group's metadata: a right answer, which a judge of pairs may be shown."""
+
+REFERENCE_NOTE = "The reference answer is right; a response need not be worded as it is. "
+
 
 # --- prompts --------------------------------------------------------------------------------------------------------------------------------------
 
-_TAG = re.compile(r"<(?=/?(?:conversation|response(?:_[ab])?|user|assistant|system|tool|think|s|bos|eos|start_of_turn|end_of_turn)>|[|｜])")
+_TAG = re.compile(r"<(?=/?(?:conversation|reference|response(?:_[ab])?|user|assistant|system|tool|think|s|bos|eos|start_of_turn|end_of_turn)>|[|｜])")
 
 
 def shown(text: str) -> str:
@@ -75,12 +80,24 @@ def point_messages(
 
 
 def pair_messages(
-    prompt: Conversation, a: Conversation, b: Conversation, *, question: str = BETTER, labels: Sequence[str] = (A, B), reasons: bool = False
+    prompt: Conversation,
+    a: Conversation,
+    b: Conversation,
+    *,
+    question: str = BETTER,
+    labels: Sequence[str] = (A, B),
+    reasons: bool = False,
+    reference: Conversation | None = None,
 ) -> tuple[Message, ...]:
-    """Two responses, in the order in which they are to be seen, and the question which is better; a third label means neither."""
+    """Two responses, in the order in which they are to be seen, and the question which is better; a third label means neither.
+
+    `reference`: a right answer to judge by.
+    """
+    known = "" if reference is None else f"{response_block('reference', reference)}\n\n"
     blocks = f"{response_block('response_a', a)}\n\n{response_block('response_b', b)}"
-    material = f"<conversation>\n{transcript(prompt)}\n</conversation>\n\n{blocks}"
-    return _asked(material, question, "Compare the two responses in a few sentences first." if reasons else "", labels, reasons)
+    material = f"<conversation>\n{transcript(prompt)}\n</conversation>\n\n{known}{blocks}"
+    note = "" if reference is None else REFERENCE_NOTE
+    return _asked(material, f"{note}{question}", "Compare the two responses in a few sentences first." if reasons else "", labels, reasons)
 
 
 def _asked(material: str, question: str, first: str, labels: Sequence[str], reasons: bool) -> tuple[Message, ...]:
@@ -110,21 +127,26 @@ class GenerativeRows(NamedTuple):
     counts: RowCounts
 
 
-def generative_rows(groups: Sequence[PreferenceGroup], form: Form, *, orders: Orders = "balanced", ties: Ties = "drop", seed: int = 0) -> GenerativeRows:
+def generative_rows(
+    groups: Sequence[PreferenceGroup], form: Form, *, orders: Orders = "balanced", ties: Ties = "drop", references: bool = False, seed: int = 0
+) -> GenerativeRows:
     """Training rows of one form.
 
     Pairs: a row a comparison, the better response first in half of the rows (drawn with `seed`), or with `orders` "both" two rows of half the weight.
     `probability` is P(A is better), or P(Yes). Responses one at a time: a row for each that is compared, its probability the weighted mean over its
     comparisons. A probability of one half is a tie: dropped and counted, or a label of its own, C or Unsure, which all prompts then offer.
+    `references`: pairs are shown with the `reference` of their group's metadata, where it has one.
     """
     for name, value, known in (("form", form, Form), ("orders", orders, Orders), ("ties", ties, Ties)):
         if value not in get_args(known):
             raise ConfigError(f"{name} {value!r}, expected one of {', '.join(get_args(known))}")
+    if references and form in ("yes_no", "critique"):
+        raise ConfigError(f"references are shown with pairs, not with the form {form}; leave them out")
     counts = RowCounts(groups=len(groups))
     if form in ("yes_no", "critique"):
         rows = [row for group in groups for row in _point_rows(group, form == "critique", ties, counts)]
     else:
-        rows = _pair_rows(groups, form == "pair_reasoning", orders, ties, random.Random(seed), counts)
+        rows = _pair_rows(groups, form == "pair_reasoning", orders, ties, references, random.Random(seed), counts)
     counts.rows = len(rows)
     counts.labels.update(row["label"] for row in rows)
     return GenerativeRows(rows, counts)
@@ -176,10 +198,13 @@ class _Pair(NamedTuple):
     group: PreferenceGroup
     comparison: Comparison
     rationale: str | None
+    reference: Conversation | None
 
 
-def _pair_rows(groups: Sequence[PreferenceGroup], reasoning: bool, orders: Orders, ties: Ties, draw: random.Random, counts: RowCounts) -> list[dict[str, Any]]:
-    pairs = [pair for group in groups for pair in _pairs(group, reasoning, ties, counts)]
+def _pair_rows(
+    groups: Sequence[PreferenceGroup], reasoning: bool, orders: Orders, ties: Ties, references: bool, draw: random.Random, counts: RowCounts
+) -> list[dict[str, Any]]:
+    pairs = [pair for group in groups for pair in _pairs(group, reasoning, ties, references, counts)]
     if orders == "both":
         return [_pair_row(pair, first, 0.5, ties) for pair in pairs for first in (True, False)]
     # Of the decided pairs, and of the ties, each half has the better response first: a coin for each would leave a bias of 1/sqrt(rows).
@@ -199,13 +224,14 @@ def _halves(kinds: Sequence[bool], draw: random.Random) -> list[bool]:
     return sides
 
 
-def _pairs(group: PreferenceGroup, reasoning: bool, ties: Ties, counts: RowCounts) -> Iterator[_Pair]:
+def _pairs(group: PreferenceGroup, reasoning: bool, ties: Ties, references: bool, counts: RowCounts) -> Iterator[_Pair]:
+    reference = group.metadata.get(REFERENCE) if references else None
     for n, comparison in enumerate(group.comparisons):
         rationale = _rationale(group, n) if reasoning else None
         if problem := _pair_problem(comparison, rationale, reasoning, ties):
             counts.left_out[problem] += 1
         else:
-            yield _Pair(group, comparison, rationale)
+            yield _Pair(group, comparison, rationale, reference)
 
 
 def _pair_problem(comparison: Comparison, rationale: str | None, reasoning: bool, ties: Ties) -> str | None:
@@ -233,13 +259,14 @@ def _rationale(group: PreferenceGroup, n: int) -> str | None:
 
 
 def _pair_row(pair: _Pair, chosen_first: bool, share: float, ties: Ties) -> dict[str, Any]:
-    group, c, rationale = pair
+    group, c, rationale, reference = pair
     chosen, rejected = group.responses[c.chosen], group.responses[c.rejected]
     sides = {"chosen": "Response A", "rejected": "Response B"} if chosen_first else {"chosen": "Response B", "rejected": "Response A"}
     a, b = (chosen, rejected) if chosen_first else (rejected, chosen)
     probability = c.probability if chosen_first else 1 - c.probability
     label = TIE if c.is_tie else A if probability > 0.5 else B
-    messages = pair_messages(group.prompt, a, b, labels=(A, B, TIE) if ties == "label" else (A, B), reasons=rationale is not None)
+    labels = (A, B, TIE) if ties == "label" else (A, B)
+    messages = pair_messages(group.prompt, a, b, labels=labels, reasons=rationale is not None, reference=reference)
     reasons = None if rationale is None else _filled(rationale, sides)
     return _row(messages, reasons, label, probability, c.weight * share) | {"chosen_first": chosen_first}
 

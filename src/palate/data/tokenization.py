@@ -172,16 +172,19 @@ class Encoder:
         prefix = self.rules.prefix
         return ids if ids[: len(prefix)] == prefix else prefix + ids
 
-    def prompt_length(self, exchange: Exchange, ids: Sequence[int]) -> int:
-        """How many leading ids belong to the prompt alone (found on ids: sharing ends where the prompt's own ids differ)."""
-        if isinstance(exchange.response, TokenIds) or not exchange.prompt:
-            return len(self.rules.prefix)
+    def prompt_ids(self, exchange: Exchange) -> list[int]:
+        """Token ids of the prompt alone, as a response would be written behind it (a chat: with the template's opening of the answer)."""
         if isinstance(exchange.prompt, str) and isinstance(exchange.response, str):
             text = exchange.prompt
         else:
             text = self._apply_template(_as_messages(exchange.prompt, "user"), exchange.template_args, generation=True)
-        prompt = self._with_prefix(self.tokenizer(text, add_special_tokens=False)["input_ids"])
-        return common_prefix([prompt, ids])
+        return self._with_prefix(self.tokenizer(text, add_special_tokens=False)["input_ids"])
+
+    def prompt_length(self, exchange: Exchange, ids: Sequence[int]) -> int:
+        """How many leading ids belong to the prompt alone (found on ids: sharing ends where the prompt's own ids differ)."""
+        if isinstance(exchange.response, TokenIds) or not exchange.prompt:
+            return len(self.rules.prefix)
+        return common_prefix([self.prompt_ids(exchange), ids])
 
     def fit(self, ids: list[int], prompt_length: int, excess: int | None = None) -> list[int] | None:
         """`ids` within `max_length` by cutting the prompt's start (after BOS); None when the response alone is too long.

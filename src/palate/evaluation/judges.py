@@ -36,6 +36,19 @@ def winner_of(verdict: Verdict) -> Winner:
     return found[verdict.winner]
 
 
+def decided(groups: Sequence[PreferenceGroup]) -> tuple[Items, np.ndarray]:
+    """(the comparisons with a winner, whether each one's better response is shown first in the first order). Raises DataError where there are none."""
+    if not any(group.comparisons for group in groups):
+        raise DataError(f"nothing to judge: none of the {len(groups)} groups has a comparison")
+    scored = with_rewards(groups, np.zeros(sum(len(group.responses) for group in groups)))
+    items = compare(scored)
+    items = items[~items.is_tie]
+    if not len(items):
+        raise DataError("nothing to judge: every comparison is labelled a tie")
+    # a coin decides which response is the first, else data that write the better one first would have one label only, and no kappa
+    return items, np.random.default_rng(0).random(len(items)) < 0.5
+
+
 def evaluate_judge(judge: Judge, groups: Sequence[PreferenceGroup], *, confidence: float = 0.95, writer: str | None = None) -> dict[str, Any]:
     """Figures of a judge on preference data, decided comparisons only: both orders, consistency, position, length, failures, kappa, with intervals.
 
@@ -45,15 +58,7 @@ def evaluate_judge(judge: Judge, groups: Sequence[PreferenceGroup], *, confidenc
     gives them, averaged over the orders on the logit. `writer`: a model among the metadata's `chosen_model` and `rejected_model`; how often the judge
     prefers it, beside how often the labels do (self-preference, where the judge is that model).
     """
-    if not any(group.comparisons for group in groups):
-        raise DataError(f"nothing to judge: none of the {len(groups)} groups has a comparison")
-    scored = with_rewards(groups, np.zeros(sum(len(group.responses) for group in groups)))
-    items = compare(scored)
-    items = items[~items.is_tie]
-    if not len(items):
-        raise DataError("nothing to judge: every comparison is labelled a tie")
-    # a coin decides which response is the first, else data that write the better one first would have one label only, and no kappa
-    chosen_first = np.random.default_rng(0).random(len(items)) < 0.5
+    items, chosen_first = decided(groups)
     one, two = ask_both_orders(judge, items, chosen_first)
     labels = np.where(chosen_first, "1", "2")
     first = [winner_of(verdict) for verdict in one]

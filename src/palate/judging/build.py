@@ -1,8 +1,7 @@
-"""Judgments to preference rows: strengths within each prompt, pairs, margins, soft labels; every pair that is not kept is counted with its reason.
+"""What a judge said to preference rows: strengths within each prompt, pairs, margins, soft labels; every pair that is not kept is counted with its reason.
 
-A prompt's strengths are a Bradley-Terry fit (MAP) of its judgments, both orders of a pair being two games; the prior of a response is the strength of
-the source that wrote it, fitted over all prompts. Ties inform the fit and make no row, and neither does a pair that the judge was asked about and did not
-decide, whatever the prompt's other judgments say of it.
+A prompt's strengths are fitted to its judgments, or are its ratings (`strengths.py`). Ties inform the strengths and make no row, and neither does a pair that
+the judge was asked about and did not decide, whatever the prompt's other judgments say of it.
 """
 
 from __future__ import annotations
@@ -17,10 +16,18 @@ import numpy as np
 
 from palate.errors import ConfigError, DataError
 from palate.judging.data_card import CardInput, data_card
-from palate.judging.schedule import GAMES, Candidate, Judged, JudgePairs, judge_all, judge_within, prompt_seed
+from palate.judging.list_judge import ListJudge
+from palate.judging.lists import judgments as list_judgments
+from palate.judging.lists import list_figures
+from palate.judging.orders import Policy
+from palate.judging.rated import Rated, rating_figures, vote_deviation
+from palate.judging.rated import judgments as rated_judgments
+from palate.judging.rating_judge import RatingJudge
+from palate.judging.schedule import Candidate, Judged, JudgePairs, judge_all, judge_within, prompt_seed
 from palate.judging.selection import MARGIN_CLIP, MarginTransform, Selector, margins_of, select_pairs
-from palate.stats.bradley_terry import ManyStrengths, difference_within, fit_bradley_terry, fit_many
-from palate.types import Conversation, text_of
+from palate.judging.strengths import RATING_SPAN, fit_judgments, fit_ratings, reading_variance, source_prior
+from palate.stats.bradley_terry import ManyStrengths, difference_within
+from palate.types import Conversation, Exchange, text_of
 
 RIDGE = 0.5
 """Prior precision of a strength. With two games a pair a consistent chain of four spans 3.2 logits at 0.5 and 2.3 at 1: Llama 2's range of margins."""
@@ -38,6 +45,7 @@ class BuildSettings:
     select: Selector = "all"
     ridge: float = RIDGE
     source_prior: bool = True
+    rating_span: float = RATING_SPAN  # logits from the worst rating to the best
     margin: MarginTransform = "clip"
     margin_clip: float = MARGIN_CLIP
     min_margin: float = 0.0
@@ -49,6 +57,24 @@ class Built(NamedTuple):
     rows: list[dict[str, Any]]
     card: dict[str, Any]
     judged: list[Judged]
+
+
+class Asked(NamedTuple):
+    """The prompts and their candidates, as they were given."""
+
+    prompts: Sequence[Conversation]
+    candidates: Sequence[Sequence[Candidate]]
+    ids: Sequence[str] | None
+    provenance: Mapping[str, Any]
+
+
+class Evidence(NamedTuple):
+    """What the judge said, and the strengths that follow."""
+
+    judged: Sequence[Judged]
+    fit: ManyStrengths
+    figures: Mapping[str, Any]  # of the judging, for the card
+    rated: Sequence[Sequence[Rated]] | None = None  # where responses were rated by themselves
 
 
 class _Pick(NamedTuple):
@@ -70,18 +96,64 @@ def build(
     ids: Sequence[str] | None = None,
     provenance: Mapping[str, Any] | None = None,
 ) -> Built:
-    """Judge the candidates of every prompt and make rows. Raises DataError where there is nothing to compare or no judgment came of it."""
+    """Judge pairs of the candidates of every prompt and make rows. Raises DataError where there is nothing to compare or no judgment came of it."""
     settings = settings or BuildSettings()
-    if len(prompts) != len(candidates):
-        raise DataError(f"{len(prompts)} prompts and {len(candidates)} lists of responses; give one list a prompt")
-    if all(len(group) < 2 for group in candidates):
-        raise DataError(f"none of the {len(prompts)} prompts has two responses to compare")
-    _check_marks(candidates, settings)
+    _check(prompts, candidates, settings)
     if settings.pairs_per_prompt is None:
         judged = judge_all(judge_pairs, prompts, candidates)
     else:
         judged = judge_within(judge_pairs, prompts, candidates, pairs_per_prompt=settings.pairs_per_prompt, ridge=settings.ridge, seed=settings.seed)
     return assemble(judged, prompts, candidates, settings=settings, ids=ids, provenance=provenance)
+
+
+def build_listed(
+    judge: ListJudge,
+    prompts: Sequence[Conversation],
+    candidates: Sequence[Sequence[Candidate]],
+    *,
+    policy: Policy = "drop",
+    settings: BuildSettings | None = None,
+    ids: Sequence[str] | None = None,
+    provenance: Mapping[str, Any] | None = None,
+) -> Built:
+    """As `build`, from rankings: the pairs of a list are games, those of an order and of its mirror image being the two orders of a pair."""
+    settings = settings or BuildSettings()
+    _check(prompts, candidates, settings, style="list")
+    lists = judge.rank(prompts, [[candidate.text for candidate in group] for group in candidates])
+    figures = {"style": "list", "lists": list_figures(lists)}
+    return assemble(list_judgments(lists, policy), prompts, candidates, settings=settings, ids=ids, provenance=provenance, figures=figures)
+
+
+def build_rated(
+    judge: RatingJudge,
+    prompts: Sequence[Conversation],
+    candidates: Sequence[Sequence[Candidate]],
+    *,
+    settings: BuildSettings | None = None,
+    ids: Sequence[str] | None = None,
+    provenance: Mapping[str, Any] | None = None,
+) -> Built:
+    """As `build`, from ratings: they are the strengths, `settings.rating_span` logits for the whole scale. A response without a rating is in no row."""
+    settings = settings or BuildSettings()
+    _check(prompts, candidates, settings, style="rating")
+    flat = iter(judge.rate([Exchange(prompt, candidate.text) for prompt, group in zip(prompts, candidates, strict=True) for candidate in group]))
+    rated = [[next(flat) for _ in group] for group in candidates]
+    judged = rated_judgments(rated, scale=judge.scale)
+    if all(one.judgment.winner is None for one in judged):
+        raise _unusable(judged)
+    fit = fit_ratings(rated, scale=judge.scale, deviation=vote_deviation(rated), span=settings.rating_span)
+    evidence = Evidence(judged, fit, {"style": "rating", "ratings": rating_figures(rated)}, rated)
+    return _built(evidence, Asked(prompts, candidates, ids, provenance or {}), settings)
+
+
+def _check(prompts: Sequence[Conversation], candidates: Sequence[Sequence[Candidate]], settings: BuildSettings, style: str = "pairwise") -> None:
+    if len(prompts) != len(candidates):
+        raise DataError(f"{len(prompts)} prompts and {len(candidates)} lists of responses; give one list a prompt")
+    if all(len(group) < 2 for group in candidates):
+        raise DataError(f"none of the {len(prompts)} prompts has two responses to compare")
+    if style != "pairwise" and settings.pairs_per_prompt is not None:
+        raise ConfigError(f"pairs_per_prompt is for judging pair by pair; style {style} asks about all responses of a prompt. Leave it out")
+    _check_marks(candidates, settings)
 
 
 def _check_marks(candidates: Sequence[Sequence[Candidate]], settings: BuildSettings) -> None:
@@ -97,84 +169,57 @@ def assemble(
     settings: BuildSettings | None = None,
     ids: Sequence[str] | None = None,
     provenance: Mapping[str, Any] | None = None,
+    figures: Mapping[str, Any] | None = None,
 ) -> Built:
-    """Rows and data card of judgments that are already there; no call is made."""
+    """Rows and data card of judgments that are already there; no call is made. `figures` of the judging go into the card."""
     settings = settings or BuildSettings()
     _check_marks(candidates, settings)
     told = [one for one in judged if one.judgment.winner is not None]
     if not told:
-        reasons = Counter(one.judgment.reason for one in judged)
-        raise DataError(f"no pair can be used: of {len(judged)} judgments {dict(reasons)}; look at the judge (palate judge audit) before building with it")
-    prior, sources = _source_prior(told, candidates, settings)
-    fit = _fit(told, candidates, settings, prior)
+        raise _unusable(judged)
+    variance = reading_variance(judged)
+    prior = source_prior(told, candidates, variance=variance, ridge=settings.ridge) if settings.source_prior else None
+    fit = fit_judgments(told, candidates, variance=variance, ridge=settings.ridge, prior=prior.means if prior else None)
+    stated = any(one.judgment.logit is not None for one in told)
+    known = {"style": "pairwise", "reading_deviation": variance**0.5 if stated else None, "source_strengths": prior.sources if prior else {}}
+    return _built(Evidence(judged, fit, {**known, **(figures or {})}), Asked(prompts, candidates, ids, provenance or {}), settings)
+
+
+def _unusable(judged: Sequence[Judged]) -> DataError:
+    reasons = Counter(one.judgment.reason for one in judged)
+    said = Counter(verdict.reason for one in judged for verdict in (one.judgment.first, one.judgment.second) if verdict.reason)
+    why = "".join(f"; {count} times: {reason[:200]}" for reason, count in said.most_common(3))
+    return DataError(f"no pair can be used: of {len(judged)} judgments {dict(reasons)}{why}; look at the judge (palate judge audit) before building with it")
+
+
+def _built(evidence: Evidence, asked: Asked, settings: BuildSettings) -> Built:
     fates: Counter[str] = Counter()  # of every judged pair, where it made no row
-    picks = _picks(fit, judged, prompts, candidates, settings, fates)
-    names = list(ids) if ids is not None else [_id(prompt) for prompt in prompts]
-    rows, inferred = _rows(picks, fit, prompts, candidates, names, settings, fates, provenance or {})
+    picks = _picks(evidence, asked, settings, fates)
+    rows, inferred = _rows(picks, evidence, asked, settings, fates)
     if not rows:
-        raise DataError(f"no pair becomes a row: of {len(judged)} judgments {dict(fates)}; select more, lower min_margin, or look at the judge")
-    made = CardInput(judged, rows, {reason: count for reason, count in fates.items() if count}, inferred, prompts, candidates, sources)
-    return Built(rows, data_card(made, settings, provenance or {}), list(judged))
-
-
-# --- strengths ---------------------------------------------------------------------------------------------------------------------------------
-
-
-def _columns(told: Sequence[Judged]) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """(prompt, first, second, P(first is better)) of judgments."""
-    prompt, first, second = (np.array([getattr(one, name) for one in told]) for name in ("prompt", "first", "second"))
-    return prompt, first, second, np.array([one.judgment.probability for one in told], dtype=float)
-
-
-def _fit(told: Sequence[Judged], candidates: Sequence[Sequence[Candidate]], settings: BuildSettings, prior: np.ndarray | None) -> ManyStrengths:
-    groups, first, second, p = _columns(told)
-    present = np.unique(groups)
-    sizes = np.array([len(candidates[g]) for g in present])
-    own = None
-    if prior is not None:
-        starts = np.concatenate([[0], np.cumsum([len(group) for group in candidates])])
-        own = np.concatenate([prior[starts[g] : starts[g + 1]] for g in present])
-    return fit_many(groups, first, second, p, weight=np.full(len(told), float(GAMES)), ridge=settings.ridge, sizes=sizes, prior=own)
-
-
-def _source_prior(told: Sequence[Judged], candidates: Sequence[Sequence[Candidate]], settings: BuildSettings) -> tuple[np.ndarray | None, dict[str, float]]:
-    """(prior mean of each response over all prompts, strength of each source); None where there are not two sources that met."""
-    names = sorted({candidate.source for group in candidates for candidate in group})
-    if not settings.source_prior or len(names) < 2:
-        return None, {}
-    place = {name: k for k, name in enumerate(names)}
-    met = [one for one in told if candidates[one.prompt][one.first].source != candidates[one.prompt][one.second].source]
-    if not met:
-        return None, {}
-    first, second = (np.array([place[candidates[one.prompt][getattr(one, side)].source] for one in met]) for side in ("first", "second"))
-    strengths = fit_bradley_terry(len(names), first, second, _columns(met)[3], weight=np.full(len(met), float(GAMES)), ridge=settings.ridge).strengths
-    prior = np.array([strengths[place[candidate.source]] for group in candidates for candidate in group])
-    return prior, {name: float(strength) for name, strength in zip(names, strengths, strict=True)}
+        raise DataError(f"no pair becomes a row: of {len(evidence.judged)} judgments {dict(fates)}; select more, lower min_margin, or look at the judge")
+    left_out = {reason: count for reason, count in fates.items() if count}
+    made = CardInput(evidence.judged, rows, left_out, inferred, asked.prompts, asked.candidates, evidence.figures)
+    return Built(rows, data_card(made, settings, asked.provenance), list(evidence.judged))
 
 
 # --- pairs -------------------------------------------------------------------------------------------------------------------------------------
 
 
-def _picks(
-    fit: ManyStrengths,
-    judged: Sequence[Judged],
-    prompts: Sequence[Conversation],
-    candidates: Sequence[Sequence[Candidate]],
-    settings: BuildSettings,
-    fates: Counter[str],
-) -> list[_Pick]:
+def _picks(evidence: Evidence, asked: Asked, settings: BuildSettings, fates: Counter[str]) -> list[_Pick]:
     """The selected pairs of all prompts; the fate of every judged pair that is not among them is counted."""
-    asked: dict[int, dict[frozenset[int], Judged]] = defaultdict(dict)
-    for one in judged:
-        asked[one.prompt][one.pair] = one
+    fit = evidence.fit
+    by_prompt: dict[int, dict[frozenset[int], Judged]] = defaultdict(dict)
+    for one in evidence.judged:
+        by_prompt[one.prompt][one.pair] = one
         if one.judgment.winner not in ("a", "b"):
             fates[one.judgment.reason] += 1
     picks: list[_Pick] = []
     for place, g in enumerate(fit.prompts.tolist()):
         strengths = fit.strengths[fit.offsets[place] : fit.offsets[place + 1]]
-        marks = [candidate.on_policy for candidate in candidates[g]]
-        own = asked[g]
-        selected = select_pairs(strengths, settings.select, judged=set(own), on_policy=marks, seed=prompt_seed(settings.seed, prompts[g]))
+        marks = [candidate.on_policy for candidate in asked.candidates[g]]
+        own = by_prompt[g]
+        selected = select_pairs(strengths, settings.select, judged=set(own), on_policy=marks, seed=prompt_seed(settings.seed, asked.prompts[g]))
         chosen_by = {frozenset((pick.chosen, pick.rejected)): pick.chosen for pick in selected}
         for pair, one in own.items():
             if one.judgment.winner in ("a", "b"):
@@ -201,49 +246,41 @@ def _winner(one: Judged) -> int | None:
 # --- rows --------------------------------------------------------------------------------------------------------------------------------------
 
 
-def _rows(
-    picks: Sequence[_Pick],
-    fit: ManyStrengths,
-    prompts: Sequence[Conversation],
-    candidates: Sequence[Sequence[Candidate]],
-    ids: Sequence[str],
-    settings: BuildSettings,
-    fates: Counter[str],
-    provenance: Mapping[str, Any],
-) -> tuple[list[dict[str, Any]], int]:
+def _rows(picks: Sequence[_Pick], evidence: Evidence, asked: Asked, settings: BuildSettings, fates: Counter[str]) -> tuple[list[dict[str, Any]], int]:
     """(rows, how many of them are of pairs that were not asked)."""
     if not picks:
         return [], 0
+    fit, ids = evidence.fit, list(asked.ids) if asked.ids is not None else [_id(prompt) for prompt in asked.prompts]
     places, chosen, rejected = (np.array([getattr(pick, name) for pick in picks]) for name in ("place", "chosen", "rejected"))
     gaps = difference_within(fit, places, chosen, rejected)
     margins = margins_of(gaps.value, settings.margin, clip=settings.margin_clip)
     kept = np.flatnonzero(margins >= settings.min_margin).tolist()
     fates[SMALL] += sum(pick.own is not None for pick in picks) - sum(picks[k].own is not None for k in kept)
     per_prompt = Counter(picks[k].prompt for k in kept)
-    shared = {key: provenance[key] for key in ("judge", "template_hash") if provenance.get(key) is not None}
+    shared = {key: asked.provenance[key] for key in ("judge", "template_hash") if asked.provenance.get(key) is not None}
     p_hat = 1 / (1 + np.exp(-gaps.value))
     rows = []
     for k in kept:
-        pick, group = picks[k], candidates[picks[k].prompt]
+        pick, group = picks[k], asked.candidates[picks[k].prompt]
         start = fit.offsets[pick.place]
         better, worse = start + pick.chosen, start + pick.rejected
         rows.append(
             {
-                "prompt": prompts[pick.prompt],
+                "prompt": asked.prompts[pick.prompt],
                 "chosen": group[pick.chosen].text,
                 "rejected": group[pick.rejected].text,
                 "margin": float(margins[k]),
                 "p_hat": float(p_hat[k]),
                 "beta_chosen": float(fit.strengths[better]),
                 "beta_rejected": float(fit.strengths[worse]),
-                "beta_chosen_se": float(fit.errors[better]),
-                "beta_rejected_se": float(fit.errors[worse]),
-                "beta_se": float(gaps.error[k]),
+                "beta_chosen_se": _known(fit.errors[better]),
+                "beta_rejected_se": _known(fit.errors[worse]),
+                "beta_se": _known(gaps.error[k]),
                 "pair_weight": 1 / per_prompt[pick.prompt],  # every prompt counts once (InstructGPT, arXiv 2203.02155, eq. 1)
                 "group_id": ids[pick.prompt],
                 "chosen_model": group[pick.chosen].source,
                 "rejected_model": group[pick.rejected].source,
-                **_verdict_columns(pick),
+                **(_verdict_columns(pick) if evidence.rated is None else _rating_columns(pick, evidence.rated)),
                 **shared,
             }
         )
@@ -263,6 +300,20 @@ def _verdict_columns(pick: _Pick) -> dict[str, Any]:
         "consistent": judgment.reason in ("agreed", "both tie"),
         "logit": None if judgment.logit is None else judgment.logit if straight else -judgment.logit,
     }
+
+
+def _rating_columns(pick: _Pick, rated: Sequence[Sequence[Rated]]) -> dict[str, Any]:
+    """The ratings of both responses on the judge's own scale, and those of each aspect."""
+    found: dict[str, Any] = {}
+    for side, k in (("chosen", pick.chosen), ("rejected", pick.rejected)):
+        one = rated[pick.prompt][k]
+        found |= {f"rating_{side}": one.value, f"votes_{side}": len(one.votes), **({f"aspects_{side}": dict(one.aspects)} if one.aspects else {})}
+    return found
+
+
+def _known(error: float) -> float | None:
+    """JSON has no NaN."""
+    return None if np.isnan(error) else float(error)
 
 
 def _id(prompt: Conversation) -> str:

@@ -1,10 +1,12 @@
-"""Raw answers that were paid for once, in one SQLite file (WAL): keyed by the whole request, committed one by one, failures never among them."""
+"""Raw answers that were paid for once, in one SQLite file (WAL): keyed by the whole request, committed before anybody reads them, failures never among them."""
 
 from __future__ import annotations
 
 import json
 import sqlite3
+import threading
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -19,16 +21,17 @@ KEPT_REASONS = ("stop", "length", "tool_calls", "function_call", "eos_token", "e
 
 
 class CallCache:
-    """`get` and `put`. An answer is on disk before anybody reads it, so a killed run repeats nothing that had come back. Several processes may share a file."""
+    """`get`, `put` and `put_all`. An answer is on disk before anybody reads it, so a killed run repeats nothing that was read. Processes may share a file."""
 
     def __init__(self, path: str | Path):
         self.path = Path(path)
+        self._writing = threading.Lock()  # one transaction at a time
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             self._database = sqlite3.connect(self.path, timeout=BUSY, isolation_level=None, check_same_thread=False)  # autocommit; SQLite takes turns by itself
             self._write_ahead()
             self._database.execute("PRAGMA synchronous=NORMAL")  # survives a killed process; a power cut may cost the last answers
-            self._database.execute(f"CREATE TABLE IF NOT EXISTS answers ({COLUMNS}) WITHOUT ROWID")
+            self._database.execute(f"CREATE TABLE IF NOT EXISTS answers ({COLUMNS})")
             self._database.execute("SELECT key, model, reply, created FROM answers LIMIT 1").fetchone()
         except (OSError, sqlite3.Error) as error:
             raise StorageError(
@@ -52,19 +55,35 @@ class CallCache:
         return self._reply(rows[0][0]) if rows else None
 
     def put(self, key: bytes, request: ChatRequest, reply: ChatReply) -> ChatReply:
-        """Keep an answer, unless it was cut short by a filter or is empty. Returns the one that counts: where another process was first, its answer."""
+        """Keep one answer, as `put_all` does."""
+        return self.put_all([(key, request, reply)])[0]
+
+    def put_all(self, answers: Sequence[tuple[bytes, ChatRequest, ChatReply]]) -> list[ChatReply]:
+        """Keep answers, in one transaction, but for those that a filter cut short or that are empty. Returns the ones that count: where another process was
+        first, its answer."""
+        with self._writing:
+            self._execute("BEGIN IMMEDIATE")
+            try:
+                kept = [self._kept(*one) for one in answers]
+                self._execute("COMMIT")
+            except BaseException:
+                self._database.rollback()
+                raise
+        return kept
+
+    def _kept(self, key: bytes, request: ChatRequest, reply: ChatReply) -> ChatReply:
         if reply.finish_reason not in KEPT_REASONS or not reply.text.strip():
             return reply
         body = {**reply._asdict(), "top_logprobs": [dict(one) for one in reply.top_logprobs]}
         del body["cached"]
         values = (key, request.model, json.dumps(body, ensure_ascii=False), time.time())
-        kept = self._execute("INSERT INTO answers VALUES (?, ?, ?, ?) ON CONFLICT DO NOTHING RETURNING 1", values)
-        return reply if kept else self.get(key) or reply
+        new = self._execute("INSERT INTO answers VALUES (?, ?, ?, ?) ON CONFLICT DO NOTHING RETURNING 1", values)
+        return reply if new else self.get(key) or reply
 
     def __len__(self) -> int:
-        return int(self._execute("SELECT COUNT(*) FROM answers", ())[0][0])
+        return int(self._execute("SELECT COUNT(*) FROM answers")[0][0])
 
-    def _execute(self, statement: str, values: tuple[Any, ...]) -> list[Any]:
+    def _execute(self, statement: str, values: tuple[Any, ...] = ()) -> list[Any]:
         try:
             return self._database.execute(statement, values).fetchall()
         except sqlite3.Error as error:

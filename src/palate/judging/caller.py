@@ -14,6 +14,7 @@ from itertools import islice
 from queue import SimpleQueue
 from typing import TypeAlias
 
+from palate.errors import StorageError
 from palate.judging.budget import Budget, Spent
 from palate.judging.call_cache import CallCache
 from palate.judging.calls import RETRIED, Answer, CallFailure, ChatClient, ChatReply, ChatRequest
@@ -24,7 +25,9 @@ ATTEMPTS = 6
 FIRST_PAUSE = 0.5  # seconds before the second attempt, doubled each time, with up to as much again by chance so that callers do not march in step
 LONGEST_PAUSE = 60.0
 AHEAD = 3  # requests taken in and not yet read, in multiples of the most that run at once: one share runs, one waits, one is being read
-FEW_SECONDS = 0.005  # in which requests are gathered before they are sent: those that take long to make are sent one by one
+FEW_SECONDS = (
+    0.005  # in which requests are gathered before they are sent (those that take long to make are sent one by one), and answers before they are written
+)
 
 Arrived: TypeAlias = "SimpleQueue[tuple[int, Answer] | BaseException]"
 
@@ -54,9 +57,8 @@ class Caller:
         self.gate = AdaptiveConcurrency(min(start_concurrency, concurrency), concurrency)
         self.stopped = False  # whether the budget ended a run before its requests did
         self._on_progress = on_progress
-        self._reserved: list[float] = []  # the most that each call under way can cost
-        self._settled = asyncio.Event()  # set, and replaced, whenever a call gives back what it had reserved
         self._asking: dict[bytes, asyncio.Event] = {}  # requests under way, by key
+        self._unkept: list[tuple[bytes, ChatRequest, ChatReply, asyncio.Future[Answer]]] = []  # answers to be written, and who waits for them
         self._tasks = 0
         self._since = 0.0
 
@@ -94,9 +96,9 @@ class Caller:
                 yield item
         finally:
             if ahead and in_event_loop():  # the garbage collector may end a forgotten stream there
-                loop.create_task(_cancel(tasks))
+                loop.create_task(self._end(tasks))
             elif ahead:
-                finish(_cancel(tasks), loop)
+                finish(self._end(tasks), loop)
 
     def _begin(self, batch: list[tuple[int, ChatRequest]], arrived: Arrived, tasks: set[asyncio.Task[tuple[int, Answer]]]) -> None:
         def done(task: asyncio.Task[tuple[int, Answer]]) -> None:
@@ -131,14 +133,34 @@ class Caller:
         answered = self._asking[key] = asyncio.Event()
         try:
             answer = await self._attempts(request)
-            try:
-                await asyncio.sleep(0)  # the next call begins before this answer is written: 4 % more calls a second at 50 ms each
-            finally:
-                answer = self.cache.put(key, request, answer) if isinstance(answer, ChatReply) else answer
-            return answer
+            return await self._keep(key, request, answer) if isinstance(answer, ChatReply) else answer
         finally:
             del self._asking[key]
             answered.set()
+
+    async def _keep(self, key: bytes, request: ChatRequest, answer: ChatReply) -> Answer:
+        """The answer once it is on disk, with the others of the same milliseconds: calls that can begin do so first."""
+        loop = asyncio.get_running_loop()
+        if not self._unkept:
+            loop.call_later(FEW_SECONDS, self._commit)
+        kept: asyncio.Future[Answer] = loop.create_future()
+        self._unkept.append((key, request, answer, kept))
+        return await kept
+
+    def _commit(self) -> None:
+        """Write what has come; also what nobody waits for any more."""
+        unkept, self._unkept = self._unkept, []
+        if not unkept or self.cache is None:
+            return
+        waiting = [one[3] for one in unkept]
+        try:
+            for kept, answer in zip(waiting, self.cache.put_all([one[:3] for one in unkept]), strict=True):
+                if not kept.done():
+                    kept.set_result(answer)
+        except StorageError as error:
+            for kept in waiting:
+                if not kept.done():
+                    kept.set_exception(error)
 
     async def _attempts(self, request: ChatRequest) -> Answer:
         pause = FIRST_PAUSE
@@ -155,38 +177,31 @@ class Caller:
     async def _attempt(self, request: ChatRequest) -> Answer:
         """One attempt, once the budget and the gate allow it."""
         most = self.budget.most(request)
-        if (refused := await self._reserve(most)) is not None:
-            return refused
+        if why := await self.budget.reserve(most):
+            return self._stop(why)
         outcome: Outcome = "neutral"
         answer: Answer | None = None
         try:
             began = await self.gate.acquire()
             try:
-                if self._out_of_requests():
-                    return self._stop(f"{self.spent.requests} requests were made")
+                if why := self.budget.begin():
+                    return self._stop(why)
                 self.spent.requests += 1
                 answer = await self.client.complete(request)
-                self.spent.add(answer, self.budget.price)
+                self.spent.add(answer, self.budget.pay(request, answer))
                 outcome = _outcome(answer)
             finally:
                 self.gate.release(began, outcome, answer.retry_after if isinstance(answer, CallFailure) else None)
         finally:
-            self._reserved.remove(most)
-            self._settled.set()
-            self._settled = asyncio.Event()
+            self.budget.purse.release(most)
         return answer
 
-    def _out_of_requests(self) -> bool:
-        return self.budget.max_requests is not None and self.spent.requests >= self.budget.max_requests
-
-    async def _reserve(self, most: float) -> CallFailure | None:
-        """Money for a call of the highest possible cost, waited for where calls under way may yet leave some over; or why there is none."""
-        while self.budget.max_cost is not None and self.spent.cost + sum(self._reserved) + most > self.budget.max_cost:
-            if not self._reserved or self.spent.cost + most > self.budget.max_cost:
-                return self._stop(f"{self.spent.cost:.6g} of {self.budget.max_cost:g} is spent and the next call may cost {most:.6g}")
-            await self._settled.wait()
-        self._reserved.append(most)
-        return None
+    async def _end(self, tasks: set[asyncio.Task[tuple[int, Answer]]]) -> None:
+        ending = list(tasks)
+        for task in ending:
+            task.cancel()
+        await asyncio.gather(*ending, return_exceptions=True)
+        self._commit()
 
     def _stop(self, why: str) -> CallFailure:
         self.stopped = True
@@ -202,13 +217,6 @@ def _next_few(waiting: Iterator[tuple[int, ChatRequest]], most: int) -> list[tup
         if time.monotonic() > until:
             break
     return batch
-
-
-async def _cancel(tasks: set[asyncio.Task[tuple[int, Answer]]]) -> None:
-    ending = list(tasks)
-    for task in ending:
-        task.cancel()
-    await asyncio.gather(*ending, return_exceptions=True)
 
 
 def _outcome(answer: Answer) -> Outcome:

@@ -30,7 +30,7 @@ class Sampling:
 class ChatRequest:
     """A call. `schema` asks for JSON that fits; `top_logprobs` for so many alternatives a token; `extra` are further fields of the body, by their names there.
 
-    `sample` tells several draws of one request apart in the cache. The endpoint does not see it: with a fixed seed, give every draw a seed of its own.
+    `sample` tells several draws of one request apart, in the cache and, where a seed is given, at the endpoint: each draw has a seed of its own.
     """
 
     model: str
@@ -41,11 +41,20 @@ class ChatRequest:
     top_logprobs: int | None = None
     extra: Mapping[str, Any] = field(default_factory=dict)
 
+    @property
+    def seed(self) -> int | None:
+        """What is sent as seed: that of the sampling for the first draw, for every other one a number made of it and the draw's."""
+        seed = self.sampling.seed
+        if seed is None or not self.sample:
+            return seed
+        return int.from_bytes(hashlib.sha256(f"{seed} {self.sample}".encode()).digest()[:4]) >> 1  # servers take 31 bits at least
+
     def key(self, endpoint: str) -> bytes:
         """SHA-256 of everything that can change the answer: endpoint, model, messages, sampling, schema, extra fields, sample index."""
         schema = None if self.schema is None else dict(self.schema)
         messages = [dict(message) for message in self.messages]
-        sampling = {name: float(value) if type(value) is int else value for name, value in vars(self.sampling).items()}  # 0 and 0.0 are one temperature
+        settings = {**vars(self.sampling), "seed": self.seed}
+        sampling = {name: float(value) if type(value) is int else value for name, value in settings.items()}  # 0 and 0.0 are one temperature
         asked = [CALL_VERSION, endpoint, self.model, messages, sampling, self.sample, schema, self.top_logprobs, dict(self.extra)]
         try:  # in the order given: fields of a schema are written in that order
             return hashlib.sha256(json.dumps(asked, allow_nan=False).encode()).digest()

@@ -6,7 +6,9 @@ not there refuses, with the reason; the findings stand in the provenance of ever
 
 from __future__ import annotations
 
+import hashlib
 import json
+import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -15,6 +17,7 @@ from palate.errors import ConfigError, ModelError
 from palate.judging.caller import Caller
 from palate.judging.calls import Answer, CallFailure, ChatReply, ChatRequest, Sampling
 
+A_DAY = 86_400  # seconds for which the answers of a probe count
 DRAWS = 4  # answers drawn at temperature 1; four equal ones of a dozen free words happen to no model that samples
 FREE = "Write one sentence of about twelve words on any subject that comes to your mind. Be as surprising as you can."
 LABEL = "Which letter comes first in the alphabet, K or J? Answer with the letter alone."
@@ -58,23 +61,23 @@ class Capabilities:
         return asdict(self)
 
 
-def probe(caller: Caller, model: str) -> Capabilities:
-    """Ask some short questions (12 calls, answered from the cache if they were asked before). Raises ModelError where a plain question gets no answer."""
+def probe(caller: Caller, model: str, *, state: str = "") -> Capabilities:
+    """Ask some short questions (12 calls). Raises ModelError where a plain question gets no answer.
+
+    Answers in the caller's cache count for a day, and as long as `state` is the same, what the endpoint says of itself (`OpenAIClient.state`): a name may
+    stand for another server tomorrow.
+    """
+    first = _draw_of(state)
     free = Sampling(temperature=1.0, max_tokens=32)
     asked: list[ChatRequest] = [
-        _request(model, LABEL, Sampling(temperature=0.0, max_tokens=4)),
-        _request(model, LABEL, Sampling(temperature=0.0, max_tokens=4), top_logprobs=5),
-        _request(model, SHAPED, Sampling(temperature=0.0, max_tokens=64), schema=SHAPE),
-        _request(model, FREE, free, extra={"n": 2}),
-        *(_request(model, FREE, free, sample=k) for k in range(DRAWS)),
-        *(_request(model, FREE, Sampling(temperature=1.0, max_tokens=32, seed=seed), sample=k) for seed, k in ((1, 10), (1, 11), (2, 12), (3, 13))),
+        _request(model, LABEL, Sampling(temperature=0.0, max_tokens=4), sample=first),
+        _request(model, LABEL, Sampling(temperature=0.0, max_tokens=4), sample=first, top_logprobs=5),
+        _request(model, SHAPED, Sampling(temperature=0.0, max_tokens=64), sample=first, schema=SHAPE),
+        _request(model, FREE, free, sample=first, extra={"n": 2}),
+        *_free_draws(model, first),
+        *(_request(model, FREE, free, sample=first + k, extra={"seed": seed}) for k, seed in enumerate((1, 1, 2, 3))),
     ]
-    plain, with_logprobs, shaped, several, *drawn = answers = caller.run(asked)
-    if isinstance(plain, CallFailure):
-        raise ModelError(f"{caller.client.endpoint}, model {model}: a plain question failed ({plain.kind}): {plain.message}")
-    for answer in answers:  # what the endpoint did not get to say is no finding
-        if isinstance(answer, CallFailure) and answer.kind not in SAYS_NO:
-            raise ModelError(f"{caller.client.endpoint}, model {model}: a question of the probe failed ({answer.kind}): {answer.message}; try again")
+    plain, with_logprobs, shaped, several, *drawn = _answered(caller, model, asked)
     found = {
         "logprobs": _logprobs(with_logprobs),
         "n": _several(several),
@@ -83,6 +86,34 @@ def probe(caller: Caller, model: str) -> Capabilities:
         "seed": _seeded(drawn[DRAWS:]),
     }
     return Capabilities(**{name: works for name, (works, _) in found.items()}, notes=tuple(f"{name}: {note}" for name, (_, note) in found.items()))
+
+
+def probe_sampling(caller: Caller, model: str, *, state: str = "") -> tuple[bool, str]:
+    """(whether answers vary at a temperature above 0, what was seen), by the first of the questions of `probe` and those about this (5 calls)."""
+    first = _draw_of(state)
+    plain = _request(model, LABEL, Sampling(temperature=0.0, max_tokens=4), sample=first)
+    return _varies(_answered(caller, model, [plain, *_free_draws(model, first)])[1:])
+
+
+def _draw_of(state: str) -> int:
+    """The number of the first draw of a probe: another one tomorrow, and where the endpoint says other things of itself."""
+    digest = hashlib.sha256(f"{int(time.time() // A_DAY)} {state}".encode()).digest()
+    return int.from_bytes(digest[:4]) * 100
+
+
+def _free_draws(model: str, first: int) -> list[ChatRequest]:
+    return [_request(model, FREE, Sampling(temperature=1.0, max_tokens=32), sample=first + k) for k in range(DRAWS)]
+
+
+def _answered(caller: Caller, model: str, asked: Sequence[ChatRequest]) -> list[Answer]:
+    """Answers, of which the first is one to a plain question; what the endpoint did not get to say is no finding."""
+    plain, *others = answers = caller.run(asked)
+    if isinstance(plain, CallFailure):
+        raise ModelError(f"{caller.client.endpoint}, model {model}: a plain question failed ({plain.kind}): {plain.message}")
+    for answer in others:
+        if isinstance(answer, CallFailure) and answer.kind not in SAYS_NO:
+            raise ModelError(f"{caller.client.endpoint}, model {model}: a question of the probe failed ({answer.kind}): {answer.message}; try again")
+    return answers
 
 
 def _request(model: str, text: str, sampling: Sampling, **more: Any) -> ChatRequest:

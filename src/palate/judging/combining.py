@@ -9,6 +9,7 @@ import math
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import combinations
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -18,7 +19,8 @@ from palate.judging.judge import RESAMPLE_TEMPERATURE, ChatJudge
 from palate.judging.orders import EVEN, Outcome, Policy, average_orders, combine_orders
 from palate.judging.replies import ParseFailure
 from palate.judging.verdicts import PairVerdict, Winner, swapped
-from palate.types import Judge, Matchup, Verdict
+from palate.stats.agreement import cohen_kappa
+from palate.types import Judge, Matchup, Verdict, text_of
 
 
 class Judgment(NamedTuple):
@@ -112,18 +114,22 @@ class Votes:
 
 
 class Jury:
-    """Several judges on the same pairs, by weight. `effective_votes` says how many independent ones they amount to."""
+    """Several judges on the same pairs, by weight. `jury_figures` says how far they agree, and how many independent ones they amount to."""
 
-    def __init__(self, judges: Sequence[Judge], *, weights: Sequence[float] | None = None):
+    def __init__(self, judges: Sequence[Judge], *, weights: Sequence[float] | None = None, names: Sequence[str] | None = None):
         if len(judges) < 2:
             raise ConfigError(f"a jury has two judges at least, got {len(judges)}")
         if weights is not None and (len(weights) != len(judges) or min(weights) <= 0):
             raise ConfigError(f"{len(judges)} judges need as many weights above 0, got {list(weights)}")
         self.judges, self.weights = list(judges), list(weights or [1.0] * len(judges))
+        self.names = list(names or (f"judge {k}" for k in range(1, len(judges) + 1)))
         self.last: list[list[Verdict]] = []  # each judge's verdicts of the last call
+        self.said: list[list[str]] = [[] for _ in judges]  # each judge's winners, of all calls
 
     def compare(self, matchups: Sequence[Matchup]) -> list[Verdict]:
         self.last = [judge.compare(matchups) for judge in self.judges]
+        for said, verdicts in zip(self.said, self.last, strict=True):
+            said += [verdict.winner for verdict in verdicts]
         return pooled(self.last, self.weights)
 
 
@@ -164,27 +170,105 @@ def effective_votes(wrong: np.ndarray) -> float:
     return float(m / (1 + (m - 1) * max(rho, -1 / m)))
 
 
-class Cascade:
-    """A cheap judge first, a strong one where it does not decide: on contradictions, ties and failures, or where its probability is near one half."""
+def jury_figures(jury: Jury, right: Sequence[Winner] | None = None) -> dict[str, Any]:
+    """How the members of a jury stand to each other: `by_weight` (Kish's sum(w)^2 / sum(w^2)), agreement of each two on what both gave a verdict on.
 
-    def __init__(self, cheap: BothOrders, strong: BothOrders, *, doubtful: float = 0.0, when: Callable[[Judgment], bool] | None = None):
+    `right`: the right winner of each matchup of the last call, where it is known; then also each member's accuracy (a verdict that is missing is wrong) and
+    `effective_votes`, by the correlation of their errors.
+    """
+    weights = np.array(jury.weights)
+    members = [
+        {"name": name, "weight": weight, "verdicts": len(said), "ties": said.count("tie"), "invalid": said.count("invalid")}
+        for name, weight, said in zip(jury.names, jury.weights, jury.said, strict=True)
+    ]
+    figures = {"members": members, "by_weight": float(weights.sum() ** 2 / (weights**2).sum()), "agreement": _agreement(jury), "effective_votes": None}
+    if right is not None:
+        wrong = np.array([[verdict.winner != winner for verdict, winner in zip(verdicts, right, strict=True)] for verdicts in jury.last])
+        for member, own in zip(members, wrong, strict=True):
+            member["accuracy"] = float(1 - own.mean())
+        figures["effective_votes"] = effective_votes(wrong)
+    return figures
+
+
+def _agreement(jury: Jury) -> list[dict[str, Any]]:
+    found = []
+    for i, j in combinations(range(len(jury.judges)), 2):
+        both = [(one, two) for one, two in zip(jury.said[i], jury.said[j], strict=True) if "invalid" not in (one, two)]
+        same = sum(one == two for one, two in both) / len(both) if both else None
+        kappa = cohen_kappa(*zip(*both, strict=True)) if both else None
+        found.append({"of": (jury.names[i], jury.names[j]), "n": len(both), "same": same, "kappa": None if kappa is None or math.isnan(kappa) else kappa})
+    return found
+
+
+class Cascade:
+    """A cheap judge first, a strong one where it does not decide: on contradictions, ties and failures, or where its probability is near one half.
+
+    The strong one may be a cascade itself.
+    """
+
+    def __init__(self, cheap: BothOrders, strong: BothOrders | Cascade, *, doubtful: float = 0.0, when: Callable[[Judgment], bool] | None = None):
         if not 0 <= doubtful < 0.5:
             raise ConfigError(f"doubtful={doubtful}: a distance from 1/2 within which the strong judge is asked, from 0 up to 0.5")
         self.cheap, self.strong, self.doubtful = cheap, strong, doubtful
         self.when = when or self._doubts
-        self.passed_on = 0
+        self.asked = self.passed_on = 0  # pairs
 
     def _doubts(self, judgment: Judgment) -> bool:
         undecided = judgment.winner in (None, "tie") and judgment.first is not IDENTICAL
-        return undecided or (judgment.probability is not None and abs(judgment.probability - 0.5) < self.doubtful)
+        return undecided or self._near_half(judgment.probability)
+
+    def _near_half(self, probability: float | None) -> bool:
+        return probability is not None and abs(probability - 0.5) < self.doubtful
 
     def judge_pairs(self, matchups: Sequence[Matchup]) -> list[Judgment]:
         judgments = self.cheap.judge_pairs(matchups)
         passed = [i for i, judgment in enumerate(judgments) if self.when(judgment)]
+        self.asked += len(matchups)
         self.passed_on += len(passed)
         for i, judgment in zip(passed, self.strong.judge_pairs([matchups[i] for i in passed]), strict=True):
             judgments[i] = judgment
         return judgments
+
+    def compare(self, matchups: Sequence[Matchup]) -> list[Verdict]:
+        """As a Judge: two matchups that are one pair in both orders go on together or not at all; one that stands alone, where its own verdict decides nothing.
+
+        Both verdicts of a pair are of one judge.
+        """
+        found: dict[int, Verdict] = {}
+        pairs, alone = _mirrored(matchups)
+        for (i, j), judgment in zip(pairs, self.judge_pairs([matchups[i] for i, _ in pairs]), strict=True):
+            found[i], found[j] = judgment.first, judgment.second
+        found |= zip(alone, self._one_order([matchups[i] for i in alone]), strict=True)
+        return [found[i] for i in range(len(matchups))]
+
+    def _one_order(self, matchups: Sequence[Matchup]) -> list[Verdict]:
+        if not matchups:
+            return []
+        verdicts = list(self.cheap.judge.compare(matchups))
+        passed = [i for i, verdict in enumerate(verdicts) if verdict.winner in ("tie", "invalid") or self._near_half(verdict.probability)]
+        strong = self.strong.compare if isinstance(self.strong, Cascade) else self.strong.judge.compare
+        for i, verdict in zip(passed, strong([matchups[i] for i in passed]) if passed else [], strict=True):
+            verdicts[i] = verdict
+        return verdicts
+
+    def figures(self) -> dict[str, Any]:
+        """Pairs that came to the cheap judge, those that went on, and what became of them there."""
+        share = self.passed_on / self.asked if self.asked else None
+        own = {"pairs": self.asked, "passed_on": self.passed_on, "share_passed_on": share}
+        return own | ({"then": self.strong.figures()} if isinstance(self.strong, Cascade) else {})
+
+
+def _mirrored(matchups: Sequence[Matchup]) -> tuple[list[tuple[int, int]], list[int]]:
+    """(places of the two orders of a pair, places of matchups whose other order is not there); each place once. Of two equal texts there is one order."""
+    waiting: dict[tuple[str, str, str], list[int]] = {}
+    pairs = []
+    for i, m in enumerate(matchups):
+        prompt, a, b = text_of(m.prompt), text_of(m.a), text_of(m.b)
+        if others := waiting.get((prompt, b, a)) if a != b else None:
+            pairs.append((others.pop(0), i))
+        else:
+            waiting.setdefault((prompt, a, b), []).append(i)
+    return pairs, sorted(i for places in waiting.values() for i in places)
 
 
 def count_outcomes(judgments: Sequence[Judgment]) -> dict[str, Any]:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
+from palate import __version__
 from palate.judging.schedule import Candidate, Judged
 from palate.stats.bradley_terry import position_effect
 from palate.stats.intervals import mean_interval
@@ -20,6 +21,9 @@ if TYPE_CHECKING:
     from palate.judging.build import BuildSettings
 
 
+MARGIN_BINS = 6  # of the histogram: half a logit each, where margins are cut at 3
+
+
 class CardInput(NamedTuple):
     judged: Sequence[Judged]
     rows: Sequence[Mapping[str, Any]]
@@ -27,14 +31,14 @@ class CardInput(NamedTuple):
     inferred: int  # rows of pairs that were not judged themselves
     prompts: Sequence[Conversation]
     candidates: Sequence[Sequence[Candidate]]
-    sources: Mapping[str, float]
+    figures: Mapping[str, Any]  # of the judging, by its style
 
 
 def data_card(made: CardInput, settings: BuildSettings, provenance: Mapping[str, Any]) -> dict[str, Any]:
     """Figures of rows and judgments: judged_pairs = rows - inferred_rows + everything in left_out."""
     rows = made.rows
     margins = np.array([row["margin"] for row in rows])
-    longer = [len(text_of(row["chosen"])) - len(text_of(row["rejected"])) for row in rows]
+    chosen, rejected = (np.array([len(text_of(row[side])) for row in rows]) for side in ("chosen", "rejected"))
     return {
         "rows": len(rows),
         "inferred_rows": made.inferred,
@@ -45,13 +49,26 @@ def data_card(made: CardInput, settings: BuildSettings, provenance: Mapping[str,
         "outcomes": dict(Counter(one.judgment.reason for one in made.judged)),
         "left_out": dict(made.left_out),
         "margins": {f"p{q}": float(np.percentile(margins, q)) for q in (5, 25, 50, 75, 95)} if len(rows) else {},
-        "longer_chosen": float(np.mean([0.5 if d == 0 else d > 0 for d in longer])) if rows else None,
-        "position": position_of(made.judged),
-        "source_strengths": dict(made.sources),
+        "margin_histogram": _histogram(margins),
+        "longer_chosen": float(np.mean((chosen > rejected) + 0.5 * (chosen == rejected))) if len(rows) else None,
+        "lengths": {"chosen": float(chosen.mean()), "rejected": float(rejected.mean())} if len(rows) else {},
+        "position": None if made.figures.get("style") == "rating" else position_of(made.judged),  # a rating is given without an order
+        "source_strengths": {},
+        **made.figures,
         "settings": asdict(settings),
         "provenance": dict(provenance),
+        "palate": __version__,
+        "prompts_hash": hashlib.sha256(json.dumps(sorted(map(text_of, made.prompts))).encode()).hexdigest(),
         "fingerprint": hashlib.sha256(json.dumps([dict(row) for row in rows], sort_keys=True, default=str).encode()).hexdigest(),
     }
+
+
+def _histogram(margins: np.ndarray) -> list[dict[str, Any]]:
+    """Equal bins from 0 to the largest margin."""
+    if not len(margins):
+        return []
+    counts, edges = np.histogram(margins, bins=MARGIN_BINS, range=(0.0, float(margins.max()) or 1.0))
+    return [{"low": float(low), "high": float(high), "count": int(count)} for low, high, count in zip(edges[:-1], edges[1:], counts, strict=True)]
 
 
 def position_of(judged: Sequence[Judged], *, confidence: float = 0.95) -> dict[str, Any] | None:

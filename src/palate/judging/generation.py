@@ -161,15 +161,16 @@ def generate(prompts: Sequence[Prompt], settings: GenerationSettings, callers: M
     ]
     constant = constant_sources(written)
     if constant and not allow_constant:
-        raise ModelError(_alarm(constant))
+        raise ModelError(alarm({name: f"{prompts} prompts" for name, prompts in constant.items()}))
     rows, left_out = _rows(prompts, draws, answers, settings)
     if not rows:
         raise ModelError(f"none of {len(draws)} answers can be used: {left_out}; look at the endpoint, or at the filters")
     return Generated(rows, _report(rows, draws, left_out, constant, written, settings))
 
 
-def _alarm(constant: Mapping[str, int]) -> str:
-    found = ", ".join(f"{name} ({prompts} prompts)" for name, prompts in constant.items())
+def alarm(constant: Mapping[str, str]) -> str:
+    """What to do about sources that say the same whatever is drawn; `constant`: how that was seen, by source."""
+    found = ", ".join(f"{name} ({seen})" for name, seen in constant.items())
     return (
         f"the same answer whatever was drawn, at a temperature above 0: {found}. The server decodes greedily (`transformers serve` does, unless the model's "
         "generation_config samples); mend it, give the source temperature: 0, or pass --allow-constant"

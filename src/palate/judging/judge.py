@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from palate.errors import ConfigError
@@ -15,14 +15,12 @@ from palate.judging.calls import Answer, CallFailure, ChatReply, ChatRequest, Sa
 from palate.judging.capabilities import Capabilities
 from palate.judging.label_logits import logit_of_labels
 from palate.judging.prompts import TOKEN_LABELS, PairPrompt, Rendered
+from palate.judging.questions import REPAIRS, RESAMPLE_TEMPERATURE, RESAMPLES, Question, Questioner, Said
 from palate.judging.replies import ParseFailure
-from palate.judging.verdicts import as_verdict
-from palate.types import Conversation, Matchup, Message, Verdict, text_of
+from palate.judging.verdicts import PairVerdict, as_verdict
+from palate.types import Conversation, Matchup, Verdict, text_of
 
-REPAIRS = 1  # turns that ask for the verdict alone
-RESAMPLES = 2  # fresh answers after that, each with another sample index
-RESAMPLE_TEMPERATURE = 0.7
-"""A fresh answer at temperature 0 would be the same one. It is what most providers sample at."""
+__all__ = ["REPAIRS", "RESAMPLES", "RESAMPLE_TEMPERATURE", "TOP_LOGPROBS", "ChatJudge", "Instructions"]
 
 TOP_LOGPROBS = 20  # as many as OpenAI's API and vLLM give
 
@@ -67,11 +65,10 @@ class ChatJudge:
         self.repairs, self.resamples, self.sample = repairs, resamples, sample
         self.references = dict(references or {})
         self.reads_logits = self.instructions.prompt.variant == "token"
-        if capabilities is not None:
-            if self.reads_logits:
-                capabilities.require("logprobs", model)
-            if self.instructions.prompt.variant == "json":
-                capabilities.require("structured", model)
+        self.questioner = Questioner(caller, model, self.sampling, capabilities, repairs, resamples)
+        self.questioner.require(self.instructions.prompt)
+        if self.reads_logits and capabilities is not None:
+            capabilities.require("logprobs", model)
 
     @property
     def name(self) -> str:
@@ -79,16 +76,7 @@ class ChatJudge:
 
     def provenance(self) -> dict[str, Any]:
         """What must be known to ask the same again."""
-        return {
-            "judge": self.model,
-            "endpoint": self.caller.client.endpoint,
-            **self.instructions.as_dict(),
-            "sampling": asdict(self.sampling),
-            "repairs": self.repairs,
-            "resamples": self.resamples,
-            "references": len(self.references),
-            "capabilities": self.capabilities.as_dict() if self.capabilities else None,
-        }
+        return {**self.questioner.provenance(), **self.instructions.as_dict(), "references": len(self.references)}
 
     def with_sample(self, sample: int, *, temperature: float) -> ChatJudge:
         """The same judge at another draw."""
@@ -110,20 +98,20 @@ class ChatJudge:
             raise ConfigError(f"{len(matchups)} matchups and {len(references)} references; give one each, or None where there is none")
         known = references if references is not None else [self.references.get(text_of(m.prompt)) for m in matchups]
         rendered = [self.render(m, reference) for m, reference in zip(matchups, known, strict=True)]
-        requests = [self.request(one) for one in rendered]
-        answers = self.caller.run(requests)
-        verdicts = [self.read(answer, one) for answer, one in zip(answers, rendered, strict=True)]
         if self.reads_logits:
-            return verdicts
-        self._mend(verdicts, answers, requests, rendered)
-        return verdicts
+            answers = self.caller.run([self.request(one) for one in rendered])
+            return [self.read(answer, one) for answer, one in zip(answers, rendered, strict=True)]
+        return [_verdict(said) for said in self.questioner.ask([self._question(one) for one in rendered])]
+
+    def _question(self, rendered: Rendered) -> Question:
+        return Question(self.instructions.prompt, rendered, self.sample)
 
     def request(self, rendered: Rendered) -> ChatRequest:
         """The call that asks for one verdict."""
         if self.reads_logits:
             one_token = replace(self.sampling, max_tokens=1)
             return ChatRequest(self.model, rendered.messages, one_token, self.sample, top_logprobs=TOP_LOGPROBS)
-        return ChatRequest(self.model, rendered.messages, self.sampling, self.sample, schema=self.instructions.prompt.schema)
+        return self.questioner.request(self._question(rendered))
 
     def render(self, matchup: Matchup, reference: Conversation | None = None) -> Rendered:
         told = self.instructions
@@ -131,41 +119,23 @@ class ChatJudge:
 
     def read(self, answer: Answer, rendered: Rendered) -> Verdict:
         """A raw answer to a verdict; no call is made, so answers that are kept can be read again by another version."""
-        if isinstance(answer, CallFailure):
-            return Verdict("invalid", None, f"{answer.kind}: {answer.message}")
-        if self.reads_logits:
-            return self._read_logits(answer)
-        parsed = self.instructions.prompt.parser.parse(answer.text, answer.finish_reason, rendered.fence)
-        return as_verdict(parsed, answer.text)  # type: ignore[arg-type]  # the parser of a pair gives pair verdicts
+        if self.reads_logits and not isinstance(answer, CallFailure):
+            return _from_logits(answer)
+        return _verdict(self.questioner.read(answer, self._question(rendered)))
 
-    @staticmethod
-    def _read_logits(answer: ChatReply) -> Verdict:
-        if not answer.top_logprobs:
-            return Verdict("invalid", None, "the endpoint gave no log-probabilities", answer.text)
-        found = logit_of_labels(answer.top_logprobs[0], TOKEN_LABELS)
-        if isinstance(found, ParseFailure):
-            return Verdict("invalid", None, found.reason, answer.text)
-        winner = "a" if found.logit > 0 else "b" if found.logit < 0 else "tie"
-        return Verdict(winner, found.probability, raw=answer.text, logit=found.logit)  # type: ignore[arg-type]
 
-    def _mend(self, verdicts: list[Verdict], answers: Sequence[Answer], requests: Sequence[ChatRequest], rendered: Sequence[Rendered]) -> None:
-        """Ask again, in rounds, where a reply held no verdict: first for the verdict alone, then for a fresh answer. A failed call was retried already."""
-        last = list(answers)
-        greedy = self.capabilities is not None and not self.capabilities.sampling
-        for turn in range(self.repairs + (0 if greedy else self.resamples)):
-            broken = [i for i, verdict in enumerate(verdicts) if verdict.winner == "invalid" and isinstance(last[i], ChatReply)]
-            if not broken:
-                return
-            again = [self._again(turn, requests[i], rendered[i], last[i]) for i in broken]
-            for i, answer in zip(broken, self.caller.run(again), strict=True):
-                last[i] = answer
-                verdicts[i] = self.read(answer, rendered[i])
+def _verdict(said: Said) -> Verdict:
+    if said.parsed is None:
+        return Verdict("invalid", None, said.reason, said.raw)
+    assert isinstance(said.parsed, PairVerdict)  # the parser of a pair gives pair verdicts
+    return as_verdict(said.parsed, said.raw)
 
-    def _again(self, turn: int, request: ChatRequest, rendered: Rendered, reply: Answer) -> ChatRequest:
-        if turn < self.repairs:
-            assert isinstance(reply, ChatReply)
-            messages: tuple[Message, ...] = self.instructions.prompt.repair_messages(rendered.messages, reply.text)
-            return replace(request, messages=messages)
-        warm = max(RESAMPLE_TEMPERATURE, request.sampling.temperature or 0.0)
-        draw = 1000 * (turn - self.repairs + 1) + request.sample  # beyond any vote's own number
-        return replace(request, sampling=replace(request.sampling, temperature=warm), sample=draw)
+
+def _from_logits(answer: ChatReply) -> Verdict:
+    if not answer.top_logprobs:
+        return Verdict("invalid", None, "the endpoint gave no log-probabilities", answer.text)
+    found = logit_of_labels(answer.top_logprobs[0], TOKEN_LABELS)
+    if isinstance(found, ParseFailure):
+        return Verdict("invalid", None, found.reason, answer.text)
+    winner = "a" if found.logit > 0 else "b" if found.logit < 0 else "tie"
+    return Verdict(winner, found.probability, raw=answer.text, logit=found.logit)  # type: ignore[arg-type]

@@ -1,7 +1,7 @@
 """Any OpenAI-compatible endpoint as a chat client, through the official SDK: vLLM, SGLang, `transformers serve`, providers.
 
-The SDK brings address, headers, key and HTTP client. The request is put on that client as it stands, and the answer is read as it comes: to build each
-request and a model of every answer anew, as the SDK does, takes half a millisecond more, so that one processor could not keep 64 quick calls going.
+The SDK brings headers, key and the list of models. The request is sent as it stands (`transport.py`) and the answer is read as it comes: to build each
+request and a model of every answer anew, as the SDK does, takes a millisecond more, so that one processor could not keep 64 quick calls going.
 Attempts, pauses and concurrency are the Caller's, which can see the whole run.
 """
 
@@ -16,24 +16,23 @@ import weakref
 from collections.abc import Mapping
 from concurrent.futures import wait
 from email.utils import parsedate_to_datetime
-from functools import cache
 from importlib.util import find_spec
 from typing import Any, NamedTuple
 
 from palate.errors import ConfigError
 from palate.judging.calls import Answer, CallFailure, ChatReply, ChatRequest, FailureKind
 from palate.judging.event_loop import finish, in_event_loop
+from palate.judging.transport import CONNECT_TIMEOUT, AiohttpTransport, HttpxTransport, Transport, proxied
 
 OPENAI = "https://api.openai.com/v1"
 DEFAULT_TIMEOUT = 300.0  # seconds; a reasoning judge may think for minutes
-CONNECT_TIMEOUT = 15.0
 CLOSING = 2.0  # seconds that an exit waits for connections to end
 STATUS_KINDS: dict[int, FailureKind] = {401: "denied", 402: "denied", 403: "denied", 408: "timeout", 409: "server", 425: "server", 429: "rate limit"}
 STATUS_KINDS[529] = "rate limit"  # Anthropic's "overloaded"
 NUMBER = re.compile(r"[0-9]+(?:\.[0-9]+)?")
 
 AIOHTTP = find_spec("aiohttp") is not None
-"""Whether calls go over aiohttp, which takes half of the processor time of the SDK's default."""
+"""Whether calls go over aiohttp where no proxy stands between, which takes the least processor time."""
 
 
 class OpenAIClient:
@@ -78,49 +77,36 @@ class OpenAIClient:
         return self._connections[loop]
 
     def _connect(self) -> _Connection:
-        import httpx2
-
-        openai = self._openai
-        http_client = self._http_client or (openai.DefaultAioHttpClient() if AIOHTTP else openai.DefaultAsyncHttpxClient())
-        sdk = openai.AsyncOpenAI(**self._settings, http_client=http_client)
+        url = f"{self.endpoint}/chat/completions"
+        http_client = self._http_client or self._openai.DefaultAsyncHttpxClient()
+        sdk = self._openai.AsyncOpenAI(**self._settings, http_client=http_client)
         headers = {**sdk.default_headers, **sdk.auth_headers, **self._settings["default_headers"]}
         sent = {name: value for name, value in headers.items() if isinstance(value, str) and not name.startswith("X-Stainless")}  # those count its own retries
-        timeout = self._settings["timeout"].as_dict()
-        return _Connection(sdk, http_client, httpx2.URL(f"{self.endpoint}/chat/completions"), httpx2.Headers(sent), {"timeout": timeout})
+        if AIOHTTP and self._http_client is None and not proxied(url):
+            return _Connection(sdk, AiohttpTransport(url, sent, self._timeout))
+        return _Connection(sdk, HttpxTransport(http_client, url, sent, self._timeout))
 
     async def complete(self, request: ChatRequest) -> Answer:
-        import httpx2
-
         started = time.monotonic()
-        connection = self._connected()
-        body = json.dumps(body_of(request)).encode()
-        sent = httpx2.Request("POST", connection.url, headers=connection.headers, content=body, extensions=connection.extensions)
-        try:
-            async with asyncio.timeout(self._timeout):  # an endpoint that sends a sign of life now and then must end too
-                response = await connection.http_client.send(sent)
-        except TimeoutError:
-            return CallFailure("timeout", f"{self.endpoint}: no answer within {self._timeout:g} s")
-        except _lost() as error:
-            return self._not_reached(error, isinstance(error, httpx2.TimeoutException))
-        if response.status_code != 200:
-            return status_failure(response.status_code, response.text, response.headers)
+        response = await self._connected().transport.post(json.dumps(body_of(request)).encode())
+        if isinstance(response, CallFailure):
+            return response
+        if response.status != 200:
+            return status_failure(response.status, response.content.decode(errors="replace"), response.headers)
         return reply_of(response.content, time.monotonic() - started)
-
-    def _not_reached(self, error: BaseException, timeout: bool) -> CallFailure:
-        cause = error
-        while cause.__cause__ is not None:
-            cause = cause.__cause__
-        if isinstance(cause, OSError) or type(cause).__module__.startswith("aiohttp"):  # lost and refused connections of aiohttp come as timeouts
-            timeout = isinstance(cause, TimeoutError)
-        return CallFailure("timeout" if timeout else "connection", f"{self.endpoint}: {cause} ({type(cause).__name__})")
 
     def models(self) -> list[str]:
         """Names that the endpoint serves; empty where it does not tell."""
-        return finish(self._models())
+        return [model["id"] for model in finish(self._models())]
 
-    async def _models(self) -> list[str]:
+    def state(self, model: str) -> str:
+        """What the endpoint says of a model, as JSON: with vLLM its folder and its context. Without the fields that vLLM makes up anew each time."""
+        found = [one for one in finish(self._models()) if one["id"] == model]
+        return json.dumps([{name: value for name, value in one.items() if name not in ("created", "permission")} for one in found], sort_keys=True, default=str)
+
+    async def _models(self) -> list[dict[str, Any]]:
         try:
-            return [model.id for model in (await self._connected().sdk.models.list()).data]
+            return [model.model_dump(exclude_none=True) for model in (await self._connected().sdk.models.list()).data]
         except self._openai.OpenAIError:
             return []
 
@@ -131,22 +117,11 @@ class OpenAIClient:
 
 class _Connection(NamedTuple):
     sdk: Any
-    http_client: Any
-    url: Any
-    headers: Any
-    extensions: dict[str, Any]
+    transport: Transport
 
-
-@cache
-def _lost() -> tuple[type[Exception], ...]:
-    """What an HTTP client raises where no answer came; of aiohttp's errors some come as they are."""
-    import httpx2
-
-    if not AIOHTTP:
-        return (httpx2.RequestError,)
-    import aiohttp
-
-    return (httpx2.RequestError, aiohttp.ClientError)
+    async def close(self) -> None:
+        await self.transport.close()
+        await self.sdk.close()
 
 
 def _key_of(endpoint: str, *, from_environment: bool) -> str:
@@ -162,7 +137,7 @@ def _close(connections: dict[asyncio.AbstractEventLoop, _Connection]) -> None:
     while connections:
         loop, connection = connections.popitem()
         if loop.is_running():
-            closed = asyncio.run_coroutine_threadsafe(connection.sdk.close(), loop)
+            closed = asyncio.run_coroutine_threadsafe(connection.close(), loop)
             if not in_event_loop():
                 wait([closed], CLOSING)
 
@@ -171,8 +146,8 @@ def body_of(request: ChatRequest) -> dict[str, Any]:
     """The body of a chat completion."""
     sampling = request.sampling
     body: dict[str, Any] = {"model": request.model, "messages": [dict(message) for message in request.messages]}
-    for name in ("temperature", "top_p", "max_tokens", "seed"):
-        if (value := getattr(sampling, name)) is not None:
+    for name, value in (("temperature", sampling.temperature), ("top_p", sampling.top_p), ("max_tokens", sampling.max_tokens), ("seed", request.seed)):
+        if value is not None:
             body[name] = value
     if sampling.stop:
         body["stop"] = list(sampling.stop)

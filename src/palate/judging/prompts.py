@@ -70,12 +70,53 @@ class _Form(NamedTuple):
         return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:16]
 
 
-@dataclass(frozen=True)
-class PairPrompt:
-    """Two responses, which is better. `system_role` False puts all instructions into the user's message, for models without a system role.
+class JudgePrompt:
+    """What all kinds of questions have in common. `system_role` False puts all instructions into the user's message, for models without a system role."""
 
-    five_step, three_way, binary: reasons, then a label; token: a letter at once, for log-odds; json: reasons and verdict as an object.
-    """
+    @property
+    def parser(self) -> Parser:
+        """Reads the form that is asked for."""
+        raise NotImplementedError
+
+    @property
+    def _form(self) -> _Form:
+        raise NotImplementedError
+
+    def _named(self, responses: Sequence[Conversation]) -> dict[str, Conversation]:
+        """Responses by the names under which they are shown. Raises DataError where there are not as many as the prompt asks about."""
+        raise NotImplementedError
+
+    @property
+    def schema(self) -> dict[str, Any] | None:
+        """What to hold an endpoint's reply to; None where it answers in words."""
+        return self.parser.json_schema() if isinstance(self.parser, JsonParser) else None
+
+    @property
+    def template_hash(self) -> str:
+        return self._form.digest
+
+    def render(
+        self,
+        prompt: Conversation,
+        responses: Sequence[Conversation],
+        *,
+        criteria: str = "",
+        rubric: str = "",
+        reference: Conversation | None = None,
+        seed: int = 0,
+    ) -> Rendered:
+        return _render(self._form, prompt, self._named(responses), criteria, rubric, reference, seed)
+
+    def repair_messages(self, previous: Sequence[Message], reply: str) -> tuple[Message, ...]:
+        """One turn more: what was asked, what was answered, and the question for the verdict alone."""
+        said = reply if reply.strip() else "(no answer)"  # endpoints refuse an empty message
+        question = fill(template("repair"), {"options": self._form.options})
+        return (*previous, {"role": "assistant", "content": said}, {"role": "user", "content": question})
+
+
+@dataclass(frozen=True)
+class PairPrompt(JudgePrompt):
+    """Two responses, which is better."""
 
     variant: PairVariant = "five_step"
     system_role: bool = True
@@ -94,29 +135,6 @@ class PairPrompt:
         }
         return parsers[self.variant]
 
-    @property
-    def schema(self) -> dict[str, Any] | None:
-        """What to hold an endpoint's reply to; None where it answers in words."""
-        return _schema(self.parser)
-
-    @property
-    def template_hash(self) -> str:
-        return self._form.digest
-
-    def render(
-        self,
-        prompt: Conversation,
-        responses: Sequence[Conversation],
-        *,
-        criteria: str = "",
-        rubric: str = "",
-        reference: Conversation | None = None,
-        seed: int = 0,
-    ) -> Rendered:
-        if len(responses) != 2:
-            raise DataError(f"a pair has two responses, got {len(responses)}; ListPrompt takes more")
-        return _render(self._form, prompt, _named(responses), criteria, rubric, reference, seed)
-
     def swap(
         self,
         prompt: Conversation,
@@ -130,8 +148,10 @@ class PairPrompt:
         """The second order: the response named A becomes B. Its verdict is to be swapped back (`verdicts.swapped`)."""
         return self.render(prompt, responses[::-1], criteria=criteria, rubric=rubric, reference=reference, seed=seed)
 
-    def repair_messages(self, previous: Sequence[Message], reply: str) -> tuple[Message, ...]:
-        return _repair(self._form, previous, reply)
+    def _named(self, responses: Sequence[Conversation]) -> dict[str, Conversation]:
+        if len(responses) != 2:
+            raise DataError(f"a pair has two responses, got {len(responses)}; ListPrompt takes more")
+        return _by_letter(responses)
 
     @property
     def _form(self) -> _Form:
@@ -148,7 +168,7 @@ class PairPrompt:
 
 
 @dataclass(frozen=True)
-class RatingPrompt:
+class RatingPrompt(JudgePrompt):
     """One response, how good it is on a scale. What the steps of the scale mean is said in the rubric."""
 
     low: float = 1  # MT-Bench's scale (arXiv 2306.05685)
@@ -164,31 +184,10 @@ class RatingPrompt:
     def parser(self) -> Parser:
         return RatingParser(self.low, self.high) if self.variant == "number" else JsonParser(rating_reply(self.low, self.high))
 
-    @property
-    def schema(self) -> dict[str, Any] | None:
-        """What to hold an endpoint's reply to; None where it answers in words."""
-        return _schema(self.parser)
-
-    @property
-    def template_hash(self) -> str:
-        return self._form.digest
-
-    def render(
-        self,
-        prompt: Conversation,
-        responses: Sequence[Conversation],
-        *,
-        criteria: str = "",
-        rubric: str = "",
-        reference: Conversation | None = None,
-        seed: int = 0,
-    ) -> Rendered:
+    def _named(self, responses: Sequence[Conversation]) -> dict[str, Conversation]:
         if isinstance(responses, str) or len(responses) != 1:
             raise DataError(f"one response is rated at a time, got {'a text' if isinstance(responses, str) else len(responses)}; pass a list of one")
-        return _render(self._form, prompt, {"response": responses[0]}, criteria, rubric, reference, seed)
-
-    def repair_messages(self, previous: Sequence[Message], reply: str) -> tuple[Message, ...]:
-        return _repair(self._form, previous, reply)
+        return {"response": responses[0]}
 
     @property
     def _form(self) -> _Form:
@@ -204,7 +203,7 @@ class RatingPrompt:
 
 
 @dataclass(frozen=True)
-class ListPrompt:
+class ListPrompt(JudgePrompt):
     """Several responses, best first. They are named A, B, C, ... in the order shown; indices in the Ranking follow that order."""
 
     num_responses: int = 4  # UltraFeedback's number of completions (arXiv 2310.01377)
@@ -220,31 +219,10 @@ class ListPrompt:
     def parser(self) -> Parser:
         return RankingParser(self.num_responses) if self.variant == "ranking" else JsonParser(RankingReply, num_responses=self.num_responses)
 
-    @property
-    def schema(self) -> dict[str, Any] | None:
-        """What to hold an endpoint's reply to; None where it answers in words."""
-        return _schema(self.parser)
-
-    @property
-    def template_hash(self) -> str:
-        return self._form.digest
-
-    def render(
-        self,
-        prompt: Conversation,
-        responses: Sequence[Conversation],
-        *,
-        criteria: str = "",
-        rubric: str = "",
-        reference: Conversation | None = None,
-        seed: int = 0,
-    ) -> Rendered:
+    def _named(self, responses: Sequence[Conversation]) -> dict[str, Conversation]:
         if len(responses) != self.num_responses:
             raise DataError(f"this prompt ranks {self.num_responses} responses, got {len(responses)}; make a ListPrompt({len(responses)})")
-        return _render(self._form, prompt, _named(responses), criteria, rubric, reference, seed)
-
-    def repair_messages(self, previous: Sequence[Message], reply: str) -> tuple[Message, ...]:
-        return _repair(self._form, previous, reply)
+        return _by_letter(responses)
 
     @property
     def _form(self) -> _Form:
@@ -275,7 +253,7 @@ def fill(text: str, values: Mapping[str, str]) -> str:
     return re.sub(r"\{([a-z_]+)\}", value, text)
 
 
-def _named(responses: Sequence[Conversation]) -> dict[str, Conversation]:
+def _by_letter(responses: Sequence[Conversation]) -> dict[str, Conversation]:
     return {f"response {letter}": response for letter, response in zip(letters(len(responses)), responses, strict=True)}
 
 
@@ -318,17 +296,6 @@ def _turns(name: str, conversation: Conversation) -> list[tuple[str, str]]:
 def _transcript(turns: Sequence[tuple[str, str]], fence: str) -> str:
     """Turns under headings that carry the fence, so that no text can make a turn up."""
     return "\n\n".join(f"<<{role} {fence}>>\n{text}" if role else text for role, text in turns) or "(empty)"
-
-
-def _repair(form: _Form, previous: Sequence[Message], reply: str) -> tuple[Message, ...]:
-    """One turn more: what was asked, what was answered, and the question for the verdict alone."""
-    said = reply if reply.strip() else "(no answer)"  # endpoints refuse an empty message
-    question = fill(template("repair"), {"options": form.options})
-    return (*previous, {"role": "assistant", "content": said}, {"role": "user", "content": question})
-
-
-def _schema(parser: Parser) -> dict[str, Any] | None:
-    return parser.json_schema() if isinstance(parser, JsonParser) else None
 
 
 def _check_variant(variant: str, variants: Any) -> None:

@@ -11,11 +11,9 @@ import numpy as np
 
 from palate.errors import ConfigError
 from palate.judging.combining import Judgment
-from palate.stats.bradley_terry import difference_within, fit_many
+from palate.judging.strengths import columns_of, reading_variance
+from palate.stats.bradley_terry import difference_within
 from palate.types import Conversation, Matchup, text_of
-
-GAMES = 2
-"""A judgment is two verdicts, one in each order."""
 
 
 class Candidate(NamedTuple):
@@ -71,7 +69,8 @@ def judge_within(
     """At most `pairs_per_prompt` pairs of each prompt, in rounds: a random chain, which touches every response if the budget lets it, then what tells most.
 
     A pair tells as much as its verdict is in doubt and its difference is unsure: p (1 - p) v, the growth of the information (D-optimal design, Chaloner
-    and Verdinelli 1995). A pair is asked once, failed or not; where as many pairs are allowed as there are, this is the round robin.
+    and Verdinelli 1995); log-odds tell as much in any case, v. A pair is asked once, failed or not; where as many pairs are allowed as there are, this is
+    the round robin.
     """
     if pairs_per_prompt < 1:
         raise ConfigError(f"pairs_per_prompt={pairs_per_prompt}: a prompt needs one pair at least")
@@ -103,18 +102,16 @@ def _most_telling(judged: Sequence[Judged], candidates: Sequence[Sequence[Candid
 
 
 def _gains(told: Sequence[Judged], candidates: Sequence[Sequence[Candidate]], ridge: float, groups: np.ndarray, i: np.ndarray, j: np.ndarray) -> np.ndarray:
-    """p (1 - p) v of each pair; prompts without a verdict so far have equal gains. [P], [P], [P] -> [P]"""
+    """p (1 - p) v of each pair, v of log-odds; prompts without a verdict so far have equal gains. [P], [P], [P] -> [P]"""
     gains = np.ones(len(groups))
     if not told:
         return gains
-    prompt, first, second = (np.array([getattr(one, name) for one in told]) for name in ("prompt", "first", "second"))
-    p = np.array([one.judgment.probability for one in told], dtype=float)
-    sizes = [len(candidates[g]) for g in np.unique(prompt)]
-    fit = fit_many(prompt, first, second, p, weight=np.full(len(told), float(GAMES)), ridge=ridge, sizes=sizes)
+    columns = columns_of(told)
+    fit = columns.fit(reading_variance(told), ridge=ridge, sizes=[len(candidates[g]) for g in np.unique(columns.prompt)])
     known = np.isin(groups, fit.prompts)
     found = difference_within(fit, np.searchsorted(fit.prompts, groups[known]), i[known], j[known])
     chance = 1 / (1 + np.exp(-found.value))
-    gains[known] = chance * (1 - chance) * found.error**2
+    gains[known] = found.error**2 * (1.0 if np.isfinite(columns.logit).any() else chance * (1 - chance))
     return gains
 
 

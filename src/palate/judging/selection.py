@@ -35,7 +35,7 @@ class Selected(NamedTuple):
 def select_pairs(
     strengths: np.ndarray, how: Selector = "all", *, judged: set[frozenset[int]] | None = None, on_policy: Sequence[bool] = (), seed: int = 0
 ) -> list[Selected]:
-    """Pairs of one prompt's responses [K], the stronger one chosen; equal strengths make no pair.
+    """Pairs of one prompt's responses [K], the stronger one chosen; equal strengths make no pair, nor does a response without a strength (NaN).
 
     all: every pair (of those in `judged`, where it is given); best_worst; best_mean2sd: best against the one nearest to mean - 2 sd; adjacent: neighbours
     in order; best_random: best against a random other; on_policy: every pair of an on-policy response with any other.
@@ -44,24 +44,27 @@ def select_pairs(
     if how not in get_args(Selector):
         raise ConfigError(f"pairs are selected by {', '.join(get_args(Selector))}, not by {how!r}")
     values = np.asarray(strengths, dtype=float)
-    order = np.argsort(-values, kind="stable")
+    known = np.flatnonzero(np.isfinite(values))
+    if len(known) < 2:
+        return []
+    order = known[np.argsort(-values[known], kind="stable")]
     best = int(order[0])
     if how == "all":
-        pairs = [pair for pair in combinations(range(len(values)), 2) if judged is None or frozenset(pair) in judged]
+        pairs = [pair for pair in combinations(known.tolist(), 2) if judged is None or frozenset(pair) in judged]
     elif how == "best_worst":
         pairs = [(best, int(order[-1]))]
     elif how == "best_mean2sd":
-        target = values.mean() - SD_BELOW_MEAN * values.std()
-        others = [k for k in range(len(values)) if k != best]
+        target = values[known].mean() - SD_BELOW_MEAN * values[known].std()
+        others = [k for k in known.tolist() if k != best]
         pairs = [(best, min(others, key=lambda k: (abs(values[k] - target), k)))]
     elif how == "adjacent":
         pairs = [(int(a), int(b)) for a, b in pairwise(order)]
     elif how == "best_random":
-        pairs = [(best, int(np.random.default_rng(seed).choice([k for k in range(len(values)) if k != best])))]
+        pairs = [(best, int(np.random.default_rng(seed).choice([k for k in known.tolist() if k != best])))]
     else:
         if len(on_policy) != len(values):
             raise ConfigError(f"on_policy pairs need to know which of the {len(values)} responses are on-policy, got {len(on_policy)} marks")
-        pairs = [(a, b) for a, b in combinations(range(len(values)), 2) if on_policy[a] != on_policy[b]]
+        pairs = [(a, b) for a, b in combinations(known.tolist(), 2) if on_policy[a] != on_policy[b]]
     return [Selected(a, b) if values[a] > values[b] else Selected(b, a) for a, b in pairs if values[a] != values[b]]
 
 

@@ -6,7 +6,7 @@ import difflib
 from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal, TypeAlias
+from typing import Any, Literal, TypeAlias, TypeVar
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
@@ -33,6 +33,7 @@ class SourceSettings(_Section):
     on_policy: bool = Field(False, description="This is the model that is to be trained.")
     strength: float = Field(0.0, description="How strong the model is, on any scale, for the sampler by_strength.")
     weight: float = Field(1.0, gt=0, description="How often it is taken, among the others.")
+    price: tuple[float, float] | None = Field(None, description="Money per million tokens of prompts and of answers. Unset: that of the command line.")
 
     @field_validator("temperature", "system_prompts", mode="before")
     @classmethod
@@ -80,6 +81,9 @@ class GenerationSettings(_Section):
         total = sum(most for most in limits if most is not None)
         if None not in limits and total < self.per_prompt:
             raise ValueError(f"per_prompt is {self.per_prompt}, but the sources give {total} at most; raise `n`, or a temperature above 0")
+        models = [(source.base_url, source.model) for source in self.sources]
+        if len(set(models)) < len({(*model, source.price) for model, source in zip(models, self.sources, strict=True)}):
+            raise ValueError("two sources with one model at one endpoint have different prices")
         if self.sampler == "by_strength" and len({source.strength for source in self.sources}) < 2:
             raise ValueError("sampler by_strength needs sources of different `strength`")
         if self.sampler == "one_on_policy" and len({source.on_policy for source in self.sources}) < 2:
@@ -89,31 +93,43 @@ class GenerationSettings(_Section):
 
 def read_generation(path: str | Path) -> GenerationSettings:
     """The settings of a YAML file. Raises ConfigError that names the key, and the nearest one that is known."""
+    return parse_generation(read_yaml(path, GenerationSettings, "--config"), str(path))
+
+
+def parse_generation(values: Mapping[str, Any], where: str = "configuration") -> GenerationSettings:
+    return validated(values, GenerationSettings, {"sources": SourceSettings, "filters": FilterSettings}, where)
+
+
+S = TypeVar("S", bound=BaseModel)
+
+
+def read_yaml(path: str | Path, settings: type[BaseModel], flag: str) -> dict[str, Any]:
+    """The mapping in a YAML file. Raises ConfigError where there is none."""
     file = Path(path)
     if not file.is_file():
-        raise ConfigError(f"--config {path}: no such file")
+        raise ConfigError(f"{flag} {path}: no such file")
     try:
         values = yaml.safe_load(file.read_text(encoding="utf-8"))
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path}: not valid YAML: {error}") from error
     if not isinstance(values, dict):
-        raise ConfigError(f"{path}: holds {type(values).__name__}, expected `sources` (a list) and {', '.join(list(GenerationSettings.model_fields)[1:])}")
-    return parse_generation(values, str(path))
+        raise ConfigError(f"{path}: holds {type(values).__name__}, expected a mapping of {', '.join(settings.model_fields)}")
+    return values
 
 
-def parse_generation(values: Mapping[str, Any], where: str = "configuration") -> GenerationSettings:
+def validated(values: Mapping[str, Any], settings: type[S], sections: Mapping[str, type[BaseModel]], where: str) -> S:
+    """Settings of values. Raises ConfigError that names the key, in which of the `sections` it stands, and the nearest one that is known."""
     try:
-        return GenerationSettings.model_validate(values)
+        return settings.model_validate(values)
     except ValidationError as error:
-        raise ConfigError("\n".join(f"{where}: {_explained(problem)}" for problem in error.errors())) from error
+        raise ConfigError("\n".join(f"{where}: {_explained(problem, settings, sections)}" for problem in error.errors())) from error
 
 
-def _explained(problem: Any) -> str:
+def _explained(problem: Any, settings: type[BaseModel], sections: Mapping[str, type[BaseModel]]) -> str:
     place = [str(part) for part in problem["loc"]]
     key = ".".join(place)
     if problem["type"] == "extra_forbidden":
-        sections: dict[str, type[BaseModel]] = {"sources": SourceSettings, "filters": FilterSettings}
-        section = sections.get(place[0], GenerationSettings) if len(place) > 1 else GenerationSettings
+        section = sections.get(place[0], settings) if len(place) > 1 else settings
         near = difflib.get_close_matches(place[-1], section.model_fields, n=1, cutoff=0.5)
         return f"unknown key `{key}`; " + (f"did you mean `{near[0]}`?" if near else f"known keys: {', '.join(section.model_fields)}")
     if problem["type"] == "missing":

@@ -10,8 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import binary_cross_entropy_with_logits, logsigmoid, softplus
 
-VARIANCE_FLOOR = 1e-4
-"""Smallest variance of a Gaussian output: a standard deviation of 0.01 on scales of 1 to 5 or 0 to 1, finer than any rater."""
+from palate.types import VARIANCE_FLOOR
 
 
 def present(target: Tensor) -> Tensor:

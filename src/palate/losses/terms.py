@@ -6,6 +6,7 @@ Batch columns are those of data/collation.py. D head outputs are read by name.
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -222,6 +223,62 @@ class PointwiseTerm:
         """Ratings as places in `levels`; a missing one stays NaN."""
         place = torch.searchsorted(rating.new_tensor(self.levels), rating.nan_to_num(self.levels[0]).contiguous())
         return torch.where(rating.isnan(), rating, place.to(rating.dtype))
+
+
+# --- members --------------------------------------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class MemberTerm:
+    """A term on one output of a head of several, in place of the reward: a member of an ensemble on one backbone.
+
+    With `draws` set (a seed), each group counts as often as a resample of the data with replacement would have it (Poisson of mean 1, the bootstrap's
+    limit), the same in every epoch and on every rank. Only in training: without gradients every group counts once, so that evaluation is on the data.
+    """
+
+    term: Term
+    member: int
+    draws: int | None = None
+
+    @property
+    def name(self) -> str:
+        return f"{self.term.name}#{self.member + 1}"
+
+    def weights(self, batch: Batch) -> Tensor:
+        weights = self.term.weights(batch)
+        return weights if self.draws is None else weights * self._counts(self._groups(batch))
+
+    def items(self, outputs: Outputs, batch: Batch, parameters: Parameters) -> Items:
+        column = slice(self.member, self.member + 1)
+        mine = outputs.responses[:, self.member]
+        items = self.term.items(Outputs(outputs.tokens[:, column], outputs.responses[:, column], mine, mine), batch, parameters)
+        if self.draws is None or not outputs.responses.requires_grad:
+            return items
+        return items._replace(weights=items.weights * self._counts(items.groups))
+
+    def _groups(self, batch: Batch) -> Tensor:
+        """The group of each item that the term weighs."""
+        if isinstance(self.term, ListwiseTerm):
+            return torch.unique_consecutive(batch["response_group"])
+        return batch["group"] if isinstance(self.term, OverComparisons) else batch["response_group"]
+
+    def _counts(self, groups: Tensor) -> Tensor:
+        """How often the member's resample has each group. [M] -> [M]"""
+        uniform = hashed(groups, (self.draws or 0) * 1009 + self.member)
+        steps = torch.tensor([1 / math.factorial(k) for k in range(12)], dtype=torch.float64, device=groups.device)
+        return (uniform[:, None] > torch.cumsum(steps, 0) / math.e).sum(1).float()
+
+
+def hashed(numbers: Tensor, seed: int) -> Tensor:
+    """Numbers in [0, 1) that look random and depend on (number, seed) alone, on any device. int64 [M] -> float64 [M]
+
+    Source: the finaliser of MurmurHash3 (Appleby), on 32 bits held in int64 so that products do not overflow the sign.
+    """
+    mask = 0xFFFFFFFF
+    x = (numbers.long() * 0x9E3779B1 + (seed + 1) * 0x85EBCA6B) & mask
+    for shift, factor in ((16, 0x85EBCA6B), (13, 0xC2B2AE35)):
+        x = ((x ^ (x >> shift)) * factor) & mask
+    return (x ^ (x >> 16)).double() / 2**32
 
 
 # --- tokenwise ------------------------------------------------------------------------------------------------------------------------------------

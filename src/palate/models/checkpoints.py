@@ -93,9 +93,12 @@ def score_tolerance(dtype: Any) -> float:
 
 def find_contract(name_or_path: str | Path, revision: str | None = None) -> Path | None:
     """Where the contract of a folder or hub id lies; None when it has none."""
-    found = cached_file(
-        str(name_or_path), CONTRACT_NAME, revision=revision, _raise_exceptions_for_missing_entries=False, _raise_exceptions_for_connection_errors=False
-    )
+    return find_beside(name_or_path, CONTRACT_NAME, revision)
+
+
+def find_beside(name_or_path: str | Path, name: str, revision: str | None = None) -> Path | None:
+    """Where a file of this name lies in a folder or hub id; None when there is none."""
+    found = cached_file(str(name_or_path), name, revision=revision, _raise_exceptions_for_missing_entries=False, _raise_exceptions_for_connection_errors=False)
     return Path(found) if found else None
 
 

@@ -185,6 +185,42 @@ def _label_logprobs(model: Any, batch: Sequence[LabelPrompt]) -> np.ndarray:
     return log_softmax(last, dim=-1).gather(1, labels).cpu().numpy()
 
 
+class LabelFeatures(NamedTuple):
+    features: list[dict[str, Any]]  # input_ids, label_ids, targets, weight: what `data.label_tokens.LabelCollator` takes
+    too_long: int
+
+
+def label_features(
+    tokenizer: PreTrainedTokenizerBase,
+    rows: Sequence[Mapping[str, Any]],
+    labels: Sequence[str],
+    *,
+    max_length: int | None = None,
+    template_args: Mapping[str, Any] = NO_ARGS,
+) -> LabelFeatures:
+    """Rows of `data.generative_rows` for training on their probabilities; what a row says before its label is read, not learned.
+
+    `labels`: those that the prompts offer, the one that `probability` is of first. A third one takes the rows whose label it is. Rows of more than
+    `max_length` tokens are left out and counted. Raises DataError for a row whose label is none of them.
+    """
+    features, too_long = [], 0
+    for n, row in enumerate(rows):
+        if row["label"] not in labels:
+            raise DataError(
+                f"row {n + 1}: its label {row['label']!r} is none of {list(labels)}; give the labels that the prompts offer, that of `probability` first"
+            )
+        said = str(row["completion"][0]["content"]).removesuffix(row["label"])
+        prompt = [*row["prompt"], {"role": "assistant", "content": said}] if said else row["prompt"]
+        found = label_prompt(tokenizer, prompt, labels, template_args)
+        if max_length is not None and len(found.ids) >= max_length:  # the label is a token too
+            too_long += 1
+            continue
+        p = float(row["probability"])
+        targets = [float(label == row["label"]) for label in labels] if row["label"] in labels[2:] else [p, 1 - p, *[0.0] * (len(labels) - 2)]
+        features.append({"input_ids": list(found.ids), "label_ids": list(found.labels), "targets": targets, "weight": float(row["weight"])})
+    return LabelFeatures(features, too_long)
+
+
 # --- text -----------------------------------------------------------------------------------------------------------------------------------------
 
 

@@ -69,6 +69,11 @@ def whole(module: nn.Module) -> Iterator[None]:
         yield
 
 
+def give_bias(head: nn.Linear, bias: Tensor) -> None:
+    """Add a bias [D] to a head whose class has none (other trainers' value heads have one); saved and loaded with the rest."""
+    head.bias = nn.Parameter(bias.to(head.weight.device, torch.float32))
+
+
 def use_float32(head: nn.Linear) -> None:
     """Keep this head, its parameters and its output, in float32 (same parameter names, so checkpoints stay as they are)."""
     head.float()

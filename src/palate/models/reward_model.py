@@ -8,6 +8,7 @@ DeepSpeed and every consumer of checkpoints work unchanged. Only its forward is 
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -15,13 +16,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import safe_open
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
-from transformers.utils import ModelOutput
+from transformers.utils import ModelOutput, cached_file
 
 from palate.errors import ModelError
 from palate.models.attention import LAYOUT, no_mask
-from palate.models.heads import head_name, head_names, initialise_head, use_float32
+from palate.models.heads import give_bias, head_name, head_names, initialise_head, use_float32
 from palate.models.layout import Layout, Trees, untraced
 from palate.models.pooling import gather_tokens, last_token
 
@@ -208,6 +210,8 @@ def load_pretrained(
     if f"{head}.weight" in missing:
         initialise_head(model.get_submodule(head), seed)
         missing -= {f"{head}.weight", f"{head}.bias"}
+    elif f"{head}.bias" in info["unexpected_keys"]:
+        give_bias(model.get_submodule(head), stored_bias(name_or_path, f"{head}.bias", revision))
     model._new_head_modules = sorted({key.rpartition(".")[0] for key in missing})
     # Layers between backbone and output (a pooler or dense layer that pre-training did not have) start random, as their own class does it.
     if any(not _is_head_side(model, key) for key in missing):
@@ -274,6 +278,17 @@ def as_evaluated(model: nn.Module) -> Iterator[None]:
         model.train(training)
         for module, forward in patched.items():
             module.forward = forward
+
+
+def stored_bias(name_or_path: str, key: str, revision: str | None = None) -> Tensor:
+    """The bias of a trained head, [D], off the file: transformers' decoders have no place for it and would leave it out of the reward."""
+    index = cached_file(name_or_path, "model.safetensors.index.json", revision=revision, _raise_exceptions_for_missing_entries=False)
+    name = json.loads(Path(index).read_text(encoding="utf-8"))["weight_map"][key] if index else "model.safetensors"
+    path = cached_file(name_or_path, name, revision=revision, _raise_exceptions_for_missing_entries=False)
+    if path is None:
+        raise ModelError(f"{name_or_path}: its head has a bias, which is read from safetensors alone; run `palate import` on it first")
+    with safe_open(path, "pt") as file:
+        return file.get_tensor(key)
 
 
 def _is_head_side(model: PreTrainedModel, key: str) -> bool:

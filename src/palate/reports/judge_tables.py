@@ -35,9 +35,38 @@ def audit_table(figures: Mapping[str, Any], *, title: str, confidence: float) ->
     if own := figures.get("self_preference"):
         table.add_row(f"{own['writer']} wins by the judge", *_share(own["by_judge"]))
         table.add_row(f"{own['writer']} wins by the labels", f"{100 * own['by_labels']:.1f} %", "")
+    if canaries := figures.get("canaries"):
+        names = {"told_apart": "a response told apart from itself", "first_position": "of these for the first position", "mistaken": "worse than a shuffled copy"}
+        for key, name in names.items():
+            table.add_row(f"canaries: {name}", *_share(canaries[key]))
+    _panel_rows(table, figures.get("panel"))
     table.add_row("tied verdicts", str(figures["ties"]), "")
     table.add_row("invalid verdicts", str(figures["invalid"]), ", ".join(f"{reason} {count}" for reason, count in list(figures["reasons"].items())[:3]))
     return table
+
+
+def _panel_rows(table: Table, panel: Mapping[str, Any] | None) -> None:
+    """What the members of a jury or a cascade did, each with its cost."""
+    if not panel:
+        return
+    for member, calls in zip(panel["members"], panel["calls"], strict=True):
+        accuracy = f"{100 * member['accuracy']:.1f} %" if "accuracy" in member else "-"
+        cost = "" if calls is None else f"{calls['requests']} calls" + ("" if calls["cost"] is None else f", cost {calls['cost']:.4f}")
+        table.add_row(f"{panel['mode']}: {member['name']}", accuracy, cost)
+    if panel["mode"] == "jury":
+        for one in panel["agreement"]:
+            same, kappa = (None if one["same"] is None else f"{100 * one['same']:.1f} %"), one["kappa"]
+            table.add_row(f"agreement of {' and '.join(one['of'])}", same or "-", "" if kappa is None else f"kappa {kappa:.3f}")
+        table.add_row("independent votes by weight (Kish)", f"{panel['by_weight']:.2f}", "")
+        if panel["effective_votes"] is not None:
+            table.add_row("independent votes by correlation of errors", f"{panel['effective_votes']:.2f}", "")
+        return
+    stage: Mapping[str, Any] | None = panel["cascade"]
+    for member in panel["members"][1:]:
+        if stage is not None:
+            share = stage["share_passed_on"]
+            table.add_row(f"pairs passed on to {member['name']}", "-" if share is None else f"{100 * share:.1f} %", f"{stage['passed_on']} of {stage['pairs']}")
+            stage = stage.get("then")
 
 
 def card_table(card: Mapping[str, Any], *, title: str) -> Table:

@@ -26,6 +26,12 @@ def sample_path() -> Path:
         return path
 
 
+def gold_path() -> Path:
+    """`gold.jsonl`: pairs whose better response is plain to see, to audit a judge with (palate judge audit --data sample)."""
+    with as_file(files("palate.sample") / "gold.jsonl") as path:
+        return path
+
+
 def load_sample(split: str) -> list[PreferenceGroup]:
     """The groups of one split, "train" or "test"."""
     return load_groups(sample_path() / f"{split}.jsonl", name="sample").groups

@@ -27,8 +27,7 @@ from palate.data.formats import LAYOUTS, detect_layout
 from palate.data.loading import rename_columns
 from palate.errors import ConfigError, DataError, ModelError, StorageError
 from palate.models.checkpoints import package_versions, write_text
-from palate.scoring.local import LocalScorer, load_scorer
-from palate.scoring.rows import LocatedRow, scored_rows
+from palate.scoring.rows import Detailed, LocatedRow, open_detailed, scored_rows
 
 SHARD_ROWS = 4096
 """Rows scored and written together: some seconds of work on a GPU, so that little is lost when a worker dies."""
@@ -58,7 +57,7 @@ class ScoringJob:
     layout: str
     columns: dict[str, str] | None = None
     on_long: str = "nan"
-    options: dict[str, Any] = field(default_factory=dict)  # of load_scorer
+    options: dict[str, Any] = field(default_factory=dict)  # of open_scorer
 
 
 # --- planning -------------------------------------------------------------------------------------------------------------------------------------
@@ -159,9 +158,9 @@ def _row_group(path: Path, group: int) -> pyarrow.Table:
 class ShardScorer:
     """Scores shards one after the other with a model loaded once; what Ray makes an actor of."""
 
-    def __init__(self, job: ScoringJob, scorer: LocalScorer | None = None):
+    def __init__(self, job: ScoringJob, scorer: Detailed | None = None):
         self.job = job
-        self.scorer = scorer or load_scorer(job.model, **job.options)
+        self.scorer = scorer or open_detailed(job.model, **job.options)
         self.layout = next(layout for layout in LAYOUTS if layout.name == job.layout)
 
     def score(self, shard: Shard) -> dict[str, int]:

@@ -12,10 +12,10 @@ from transformers import PreTrainedModel
 
 from palate.data.collation import PreferenceCollator
 from palate.data.tokenization import Encoder
-from palate.errors import ContractError, ModelError, StorageError
-from palate.models.checkpoints import Golden, RewardContract, RewardStatistics, package_versions, read_contract, score_tolerance, whole_directory
+from palate.errors import ContractError
+from palate.models.checkpoints import Golden, RewardContract, RewardStatistics, package_versions, read_contract, score_tolerance
 from palate.models.heads import read_rewards
-from palate.models.reward_model import as_evaluated, load_pretrained, load_tokenizer, pooling_of
+from palate.models.reward_model import as_evaluated, load_pretrained, pooling_of
 from palate.types import Exchange, Readout, TokenIds
 
 SAFE_SHARE = 0.8  # of the free memory that loading a saved model again may take
@@ -104,21 +104,3 @@ def check_saved(directory: str | Path, size: int | None = None) -> str | None:
                 f"{directory}: the saved model scores {score:.6f} where the trained one scored {golden.score:.6f}; what was trained is not all saved"
             )
     return None
-
-
-def merge_saved(adapter: str | Path, output: str | Path) -> None:
-    """An adapter folder merged into its base and saved as a full checkpoint with the same contract, checked by its golden examples.
-
-    Raises ModelError for a folder without an adapter, ContractError where the merged model scores differently, StorageError where `output` is occupied.
-    """
-    if not (Path(adapter) / "adapter_config.json").is_file():
-        raise ModelError(f"{adapter}: has no adapter_config.json; give the folder of an adapter")
-    if Path(output).exists() and any(Path(output).iterdir()):
-        raise StorageError(f"{output}: is not empty; give a new folder")
-    contract = read_contract(adapter)
-    model = load_pretrained(str(adapter), outputs=contract.readout.outputs, dtype=getattr(torch, contract.weights_dtype))
-    with whole_directory(output) as part:
-        model.save_pretrained(part)
-        load_tokenizer(str(adapter)).save_pretrained(part)
-        contract.save(part)
-        check_saved(part)

@@ -2,48 +2,42 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 from palate.errors import ConfigError, DataError
+from palate.scoring.uncertainty import COMBINE, Estimate, UncertainScorer, at_least_zero
 from palate.types import Conversation, Exchange, Scorer
 
-COMBINE: dict[str, Callable[[np.ndarray], np.ndarray]] = {
-    "mean": lambda rewards: rewards.mean(axis=0),
-    "worst": lambda rewards: rewards.min(axis=0),
-    "lower": lambda rewards: rewards.mean(axis=0) - rewards.std(axis=0),
-}
-"""Members [M, N] to rewards [N]. Source: reward-bench, analysis/run_ensemble_offline.py (Mean, Worst, Uncertainty); the first two are Coste et al. 2023
-(arXiv 2310.02743), whose third takes off the variance in place of the standard deviation."""
 
-
-class Ensemble:
+class Ensemble(UncertainScorer):
     """Members are put on one scale by `scales`, (mean, standard deviation) of each. Without them, those of each member's rewards of the first call are
     kept for all later ones, so that rewards of several calls (texts, then edited texts) compare.
 
-    A response that one member cannot score is NaN. Raises ConfigError for fewer than two members or an unknown way to combine.
+    The uncertainty of a response is the members' standard deviation over it, on that scale. A response that one member cannot score is NaN. Raises
+    ConfigError for fewer than two members or an unknown way to combine.
     """
 
-    def __init__(self, members: Sequence[Scorer], *, how: str = "mean", scales: Sequence[tuple[float, float]] | None = None):
+    def __init__(self, members: Sequence[Scorer], *, how: str = "mean", strength: float = 1.0, scales: Sequence[tuple[float, float]] | None = None):
         if len(members) < 2:
             raise ConfigError(f"an ensemble has two members at least, got {len(members)}")
         if how not in COMBINE:
             raise ConfigError(f"an ensemble combines by {', '.join(COMBINE)}, not by {how!r}")
         if scales is not None and (len(scales) != len(members) or not all(0 < deviation < np.inf and np.isfinite(mean) for mean, deviation in scales)):
             raise ConfigError(f"{len(members)} members need as many scales (mean, standard deviation above 0), got {list(scales)}")
-        self.members, self.how, self.scales = list(members), how, scales
+        self.members, self.how, self.strength, self.scales = list(members), how, at_least_zero(strength), scales
 
-    def score(self, conversations: Sequence[Exchange | Conversation], **options: Any) -> np.ndarray:
-        """Rewards float32 [N]."""
+    def estimate(self, conversations: Sequence[Exchange | Conversation], **options: Any) -> Estimate:
         rewards = np.array([self._of(m, conversations, options) for m in range(len(self.members))])  # [M, N]
         if not rewards.size:
-            return np.empty(0, dtype=np.float32)
+            return Estimate(np.empty(0, dtype=np.float32), np.empty(0, dtype=np.float32))
         if self.scales is None:
             self.scales = [_scale(row) for row in rewards]
         means, deviations = np.array(self.scales).T[:, :, None]  # [M, 1] each
-        return COMBINE[self.how]((rewards - means) / deviations).astype(np.float32)
+        scaled = (rewards - means) / deviations
+        return Estimate(COMBINE[self.how](scaled, self.strength).astype(np.float32), scaled.std(axis=0).astype(np.float32))
 
     def _of(self, member: int, conversations: Sequence[Exchange | Conversation], options: Mapping[str, Any]) -> np.ndarray:
         rewards = np.asarray(self.members[member].score(conversations, **options), dtype=float)

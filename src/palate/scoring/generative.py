@@ -8,8 +8,9 @@ averages probabilities). Prompts are those of the training rows (`palate.data.ge
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -34,7 +35,7 @@ from palate.models.generative import (
     rendered,
 )
 from palate.scoring.local import own_device
-from palate.types import Conversation, Exchange, Matchup, Message, Verdict
+from palate.types import Conversation, Exchange, Matchup, Message, Verdict, text_of
 
 CRITIQUE_TOKENS = 512  # our choice: some paragraphs; a longer critique is cut, and counted
 
@@ -185,6 +186,19 @@ class GenerativeScorer:
         rewards = np.array([reading.logit for reading in readings], dtype=np.float32)
         return rewards, [_details(reading) for reading in readings]
 
+    def identity(self) -> dict[str, Any]:
+        """What decides its rewards beside the weights: the wording of the question, labels, critiques, the chat template, the limit, the precision."""
+        reader = self.reader
+        return {
+            "asked": self.messages(Exchange("prompt", "response")),
+            "labels": reader.labels,
+            "critiques": asdict(reader.critiques) if reader.critiques else None,
+            "template": hashlib.sha256(str(reader.tokenizer.chat_template).encode()).hexdigest(),
+            "template_args": dict(reader.template_args),
+            "max_length": reader.max_length,
+            "dtype": str(reader.model.dtype),
+        }
+
     def messages(self, exchange: Exchange) -> tuple[Message, ...]:
         """What the model is asked about one exchange."""
         reader = self.reader
@@ -199,7 +213,8 @@ def _details(reading: Reading) -> dict[str, Any]:
 class PairwiseLogitJudge:
     """A Judge by the letters' log-odds in the order shown. `ties`: a third letter, C, is offered; half of its probability counts for each side.
 
-    It sees one order; `palate.judging.combining.BothOrders` asks for both and averages the log-odds, which takes the position's share out.
+    `references` are right answers to judge by, by the text of the prompt (`text_of`); as with ChatJudge, a call may bring its own. It sees one order;
+    `palate.judging.combining.BothOrders` asks for both and averages the log-odds, which takes the position's share out.
     """
 
     def __init__(
@@ -210,19 +225,24 @@ class PairwiseLogitJudge:
         question: str = BETTER,
         ties: bool = False,
         critiques: Critiques | None = None,
+        references: Mapping[str, Conversation] | None = None,
         **options: Any,
     ):
         self.reader = LabelReader(model, tokenizer, (A, B, TIE) if ties else (A, B), critiques=critiques, **options)
-        self.question = question
+        self.question, self.references = question, dict(references or {})
 
-    def compare(self, matchups: Sequence[Matchup]) -> list[Verdict]:
-        """One verdict a matchup; a pair that does not fit is invalid."""
-        return [_verdict(reading) for reading in self.reader.read([self.messages(matchup) for matchup in matchups])]
+    def compare(self, matchups: Sequence[Matchup], *, references: Sequence[Conversation | None] | None = None) -> list[Verdict]:
+        """One verdict a matchup; a pair that does not fit is invalid. `references`: one a matchup, or None, in place of the judge's own."""
+        if references is not None and len(references) != len(matchups):
+            raise ConfigError(f"{len(matchups)} matchups and {len(references)} references; give one each, or None where there is none")
+        known = references if references is not None else [self.references.get(text_of(matchup.prompt)) for matchup in matchups]
+        prompts = [self.messages(matchup, reference) for matchup, reference in zip(matchups, known, strict=True)]
+        return [_verdict(reading) for reading in self.reader.read(prompts)]
 
-    def messages(self, matchup: Matchup) -> tuple[Message, ...]:
+    def messages(self, matchup: Matchup, reference: Conversation | None = None) -> tuple[Message, ...]:
         """What the model is asked about one matchup."""
-        reader = self.reader
-        return pair_messages(matchup.prompt, matchup.a, matchup.b, question=self.question, labels=reader.labels, reasons=reader.critiques is not None)
+        labels, reasons = self.reader.labels, self.reader.critiques is not None
+        return pair_messages(matchup.prompt, matchup.a, matchup.b, question=self.question, labels=labels, reasons=reasons, reference=reference)
 
 
 def _verdict(reading: Reading) -> Verdict:

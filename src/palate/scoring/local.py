@@ -178,6 +178,14 @@ class LocalScorer:
             fitted.append(short or None)
         return fitted
 
+    def read_ids(self, sequences: Sequence[list[int]], reads: Sequence[tuple[int, ...]] | None = None) -> Iterator[tuple[np.ndarray, Any]]:
+        """(rows, outputs [tokens read, D] of each) batch by batch, of token sequences as they stand. `reads`: positions in each; its last token otherwise."""
+        return self._batches(sequences, reads)
+
+    def rewards_of(self, outputs: np.ndarray) -> np.ndarray:
+        """Rewards of outputs that `read_ids` gave (a model of step rewards: P(good) at each). [R, D] -> [R]"""
+        return read_rewards(torch.from_numpy(outputs), self.readout).numpy()
+
     def _batches(self, ids: Sequence[list[int] | None], reads: Sequence[tuple[int, ...]] | None) -> Iterator[tuple[np.ndarray, Any]]:
         """(rows, outputs [tokens read, D] of each) batch by batch; one NaN for all outputs of what could not be scored."""
         lost = np.array([i for i, x in enumerate(ids) if x is None], dtype=int)

@@ -3,23 +3,43 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, TypeAlias
 
 from palate.data.formats import Layout, parse_row
 from palate.data.loading import rename_columns
-from palate.errors import DataError, RowError
+from palate.errors import ConfigError, DataError, RowError
+from palate.scoring.gated import GatedScorer
+from palate.scoring.laplace import LaplaceScorer
 from palate.scoring.local import LocalScorer
+from palate.scoring.sources import open_scorer
+from palate.scoring.uncertainty import HeadScorer
 from palate.types import PreferenceGroup, text_of
 
 LocatedRow = tuple[str, Mapping[str, Any]]
 
+Detailed: TypeAlias = LocalScorer | GatedScorer | HeadScorer | LaplaceScorer
+"""A checkpoint in this process, whose rewards come with what they were read from (`score_detailed`)."""
+
+
+def open_detailed(source: str, **options: Any) -> Detailed:
+    """A checkpoint with the gate or the uncertainty that its folder holds. Raises ConfigError for what is no checkpoint."""
+    scorer = open_scorer(source, **options).scorer
+    if not isinstance(scorer, Detailed):
+        raise ConfigError(f"{source}: rows are scored by one checkpoint, with what its rewards were read from; give a folder or hub id")
+    return scorer
+
+
+def _local(scorer: Detailed) -> LocalScorer:
+    return scorer if isinstance(scorer, LocalScorer) else scorer.scorer
+
 
 def scored_rows(
-    scorer: LocalScorer, rows: Sequence[LocatedRow], layout: Layout, *, columns: Mapping[str, str] | None = None, on_long: str = "nan", progress: bool = False
+    scorer: Detailed, rows: Sequence[LocatedRow], layout: Layout, *, columns: Mapping[str, str] | None = None, on_long: str = "nan", progress: bool = False
 ) -> list[dict[str, Any]]:
     """Every row with `reward` (a number, or one a response) and, where it has none, `reward_error`.
 
-    A model with several outputs adds `reward_outputs`, by name; one of step rewards `reward_outputs.steps`.
+    A model with several outputs adds `reward_outputs`, by name; one of step rewards `reward_outputs.steps`; a gate what each attribute weighed; a model
+    that states one, the `uncertainty`.
     """
     groups = [_parsed(location, row, layout, columns) for location, row in rows]
     try:
@@ -37,7 +57,7 @@ def scored_rows(
         known = [None if value != value else value for value in values]
         shown = [{} if value is None else one for value, one in zip(known, outputs, strict=True)]
         named = {"reward_outputs": shown[0] if len(shown) == 1 else shown} if any(outputs) else {}
-        reason = {"reward_error": _why(scorer, group)} if None in known else {}
+        reason = {"reward_error": _why(_local(scorer), group)} if None in known else {}
         scored.append({**row, "reward": known[0] if len(known) == 1 else known, **named, **reason})
     return scored
 
@@ -46,14 +66,14 @@ WRITTEN = ("reward", "reward_outputs", "reward_error")
 """Columns that scoring adds to a row."""
 
 
-def _scores(scorer: LocalScorer, groups: Sequence[PreferenceGroup | str], on_long: str, progress: bool) -> list[tuple[float, dict[str, Any]]]:
+def _scores(scorer: Detailed, groups: Sequence[PreferenceGroup | str], on_long: str, progress: bool) -> list[tuple[float, dict[str, Any]]]:
     """(reward, what it was read from) of each response of the groups that can be read."""
     exchanges = [exchange for group in groups if not isinstance(group, str) for exchange in group.exchanges()]
     rewards, details = scorer.score_detailed(exchanges, progress=progress, on_long=on_long)
     return list(zip(rewards.tolist(), details, strict=True))
 
 
-def _readable(scorer: LocalScorer, group: PreferenceGroup, location: str) -> PreferenceGroup | str:
+def _readable(scorer: Detailed, group: PreferenceGroup, location: str) -> PreferenceGroup | str:
     """The group, or why it cannot be scored."""
     try:
         scorer.score_detailed(group.exchanges(), on_long="nan")

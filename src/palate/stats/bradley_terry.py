@@ -81,6 +81,16 @@ class ManyStrengths(NamedTuple):
         return strengths, self.covariance[self.covariance_offsets[g] : self.covariance_offsets[g + 1]].reshape(len(strengths), len(strengths))
 
 
+class Readings(NamedTuple):
+    """Differences of strengths that were measured, not won: log-odds that a judge states. M readings; `first` and `second` within their prompt."""
+
+    prompt: ArrayLike
+    first: ArrayLike
+    second: ArrayLike
+    value: ArrayLike  # of b_first - b_second, logits
+    precision: ArrayLike  # 1 / variance of its error
+
+
 class Difference(NamedTuple):
     value: np.ndarray  # b_i - b_j in logits
     error: np.ndarray  # its standard error
@@ -202,52 +212,25 @@ def fit_bradley_terry(
         why = f"the comparisons fall into {components} groups" if components > 1 else "some strengths or terms are infinite (someone always wins, or never)"
         raise ValueError(f"ridge=0: the maximum-likelihood strengths do not exist, {why}; use ridge > 0 or more comparisons")
 
-    x_matrix = cells.design(n_items, shown)
-    penalty = np.full(n_items + shown, float(ridge))
-    goal = np.concatenate([centre, np.zeros(int(shown))])
-
-    def value(x: np.ndarray) -> float:
-        strengths, tie = (x[:-1], x[-1]) if tied else (x, 0.0)
-        if ties == "rao_kupper" and tie <= 0:
-            return np.inf
-        return float(0.5 * penalty @ (strengths - goal) ** 2 - terms(cells, x_matrix @ strengths, tie).value.sum())
-
-    def curvature(x: np.ndarray) -> tuple[np.ndarray, Curvature]:
-        strengths, tie = (x[:-1], x[-1]) if tied else (x, 0.0)
-        at = terms(cells, x_matrix @ strengths, tie)
-        gradient = penalty * (strengths - goal) - x_matrix.T @ at.d
-        hessian = x_matrix.T @ _scaled(x_matrix, at.dd)
-        if tied:
-            gradient = np.append(gradient, -at.t.sum())
-            hessian = _bordered(hessian, x_matrix.T @ at.dt, float(at.tt.sum()))
-        return gradient, Curvature(hessian, np.append(penalty, np.zeros(len(gradient) - len(penalty))), n_items)
-
-    def step(x: np.ndarray) -> tuple[np.ndarray, float]:
-        gradient, solver = curvature(x)
-        direction = solver.solve(gradient)
-        return direction, float(gradient @ direction)
-
-    start = np.concatenate([goal, [_first_guess(ties, cells)]]) if tied else goal
-    found = minimize(start, value, step, what="Bradley-Terry fit")
-    solver = curvature(found.point)[1]
-    strengths, tie = (found.point[:-1], found.point[-1]) if tied else (found.point, 0.0)
-    scores = None if clusters is None else _scores(rows, clusters, n_items, shown, tied, terms, strengths, tie)
-    covariance, variances = solver.covariance(scores)
+    problem = _Joint(cells, n_items, ridge, centre, shown, ties)
+    found = minimize(problem.start(), problem.value, problem.step, what="Bradley-Terry fit")
+    x, tie = problem.split(found.point)
+    scores = None if clusters is None else _scores(rows, clusters, n_items, shown, tied, terms, x, tie)
+    covariance, variances = problem.curvature(found.point)[1].covariance(scores)
     errors = np.sqrt(np.maximum(variances, 0.0))
     z = norm.ppf(0.5 + confidence / 2)
-    b, se = strengths[:n_items], errors[:n_items]
-    likelihood = float(terms(cells, x_matrix @ strengths, tie).value.sum())
+    b, se = x[:n_items], errors[:n_items]
     return Strengths(
         strengths=b,
         errors=se,
         low=b - z * se,
         high=b + z * se,
         covariance=covariance,
-        position=float(strengths[n_items]) if shown else None,
+        position=float(x[n_items]) if shown else None,
         position_error=float(errors[n_items]) if shown else None,
         tie=float(np.exp(tie)) if tied else None,
         tie_error=float(np.exp(tie) * errors[-1]) if tied else None,  # delta method: d exp(t) = exp(t) dt
-        log_likelihood=likelihood,
+        log_likelihood=float(terms(cells, problem.design @ x, tie).value.sum()),
         iterations=found.iterations,
         components=components,
         separable=separable,
@@ -265,6 +248,7 @@ def fit_many(
     sizes: ArrayLike | None = None,
     prior: ArrayLike | None = None,
     position: ArrayLike | None = None,
+    readings: Readings | None = None,
 ) -> ManyStrengths:
     """MAP strengths within each of G prompts, all at once. [R] rows -> ManyStrengths
 
@@ -277,11 +261,20 @@ def fit_many(
     are few, since every prompt brings parameters of its own (Neyman and Scott 1948) and the ridge shrinks them: with one verdict per order, a true 0.8
     comes out between 0.55 and 1.3, depending on the ridge and on how far apart the responses are, and its error does not show that. `position_effect`
     has no such bias.
+
+    `readings` are measured differences beside the verdicts (or in place of them: give no rows). Each adds precision / 2 * (value - (b_i - b_j))^2 to what is
+    minimised: a normal error, where a verdict is a coin. A log-odds reading counted as a game of probability p would weigh p (1 - p), at 4 logits 1/50
+    of what it says.
     """
-    prompts, group = np.unique(np.asarray(prompt), return_inverse=True)
-    local_first, local_second = _indices("first", first, len(group)), _indices("second", second, len(group))
+    measured = readings or Readings([], [], [], [], [])
+    rows = len(np.asarray(prompt))
+    prompts, group = np.unique(np.concatenate([np.asarray(prompt), np.asarray(measured.prompt)]) if readings else np.asarray(prompt), return_inverse=True)
+    group, measured_group = group[:rows], group[rows:]
+    local_first, local_second = _indices("first", first, rows), _indices("second", second, rows)
+    measured_first, measured_second = (_indices(name, getattr(measured, name), len(measured_group)) for name in ("first", "second"))
     seen = np.zeros(len(prompts), dtype=np.int64)
     np.maximum.at(seen, group, np.maximum(local_first, local_second) + 1)
+    np.maximum.at(seen, measured_group, np.maximum(measured_first, measured_second) + 1)
     counts = seen if sizes is None else np.asarray(sizes, dtype=np.int64)
     if counts.shape != seen.shape or (counts < seen).any():
         raise ValueError(f"`sizes` must give each of {len(prompts)} prompts at least its highest response number plus one, got an array of {counts.shape}")
@@ -290,7 +283,8 @@ def fit_many(
     offsets, total = np.concatenate([[0], np.cumsum(counts)]), int(counts.sum())
     centre = _prior(total, prior, ridge)
     cells = _cells(total, _rows(total, local_first + offsets[group], local_second + offsets[group], p_first, weight, position))
-    problem = _Blocks(cells, offsets, ridge, centre, position is not None)
+    start = offsets[measured_group]
+    problem = _Blocks(cells, offsets, ridge, centre, position is not None, measured._replace(first=start + measured_first, second=start + measured_second))
     strengths, gamma, iterations = problem.minimize()
     inverse, gamma_error = problem.covariance(strengths, gamma)
     errors = np.sqrt(np.maximum(inverse[problem.diagonal], 0.0))
@@ -612,11 +606,57 @@ def _scores(
     return scores * np.sqrt(len(names) / (len(names) - 1))
 
 
+class _Joint:
+    """The problem of one set of items: x = (b, gamma where it is fitted, t where ties have a parameter)."""
+
+    def __init__(self, cells: _Rows, n_items: int, ridge: float, centre: np.ndarray, shown: bool, ties: str):
+        self.cells, self.n_items, self.ties, self.tied = cells, n_items, ties, ties != "half"
+        self.terms = _TERMS[ties]
+        self.design = cells.design(n_items, shown)
+        self.penalty = np.full(n_items + shown, float(ridge))
+        self.goal = np.concatenate([centre, np.zeros(int(shown))])
+
+    def start(self) -> np.ndarray:
+        return np.concatenate([self.goal, [_first_guess(self.ties, self.cells)]]) if self.tied else self.goal
+
+    def split(self, x: np.ndarray) -> tuple[np.ndarray, float]:
+        """(strengths and gamma, t)"""
+        return (x[:-1], float(x[-1])) if self.tied else (x, 0.0)
+
+    def value(self, x: np.ndarray) -> float:
+        b, tie = self.split(x)
+        if self.ties == "rao_kupper" and tie <= 0:
+            return np.inf
+        return float(0.5 * self.penalty @ (b - self.goal) ** 2 - self.terms(self.cells, self.design @ b, tie).value.sum())
+
+    def curvature(self, x: np.ndarray) -> tuple[np.ndarray, Curvature]:
+        """Gradient, and the Hessian ready to be solved."""
+        b, tie = self.split(x)
+        at = self.terms(self.cells, self.design @ b, tie)
+        gradient = self.penalty * (b - self.goal) - self.design.T @ at.d
+        hessian = self.design.T @ _scaled(self.design, at.dd)
+        if self.tied:
+            gradient = np.append(gradient, -at.t.sum())
+            hessian = _bordered(hessian, self.design.T @ at.dt, float(at.tt.sum()))
+        return gradient, Curvature(hessian, np.append(self.penalty, np.zeros(len(gradient) - len(self.penalty))), self.n_items)
+
+    def step(self, x: np.ndarray) -> tuple[np.ndarray, float]:
+        """Newton's direction, and the squared decrement along it."""
+        gradient, solver = self.curvature(x)
+        direction = solver.solve(gradient)
+        return direction, float(gradient @ direction)
+
+
 class _Blocks:
     """The joint problem of many prompts: cells over all N responses, a Hessian of K x K blocks, and perhaps one gamma that borders it."""
 
-    def __init__(self, cells: _Rows, offsets: np.ndarray, ridge: float, centre: np.ndarray, shown: bool):
-        self.cells, self.ridge, self.centre, self.shown = cells, ridge, centre, shown
+    def __init__(self, cells: _Rows, offsets: np.ndarray, ridge: float, centre: np.ndarray, shown: bool, measured: Readings):
+        num, none = len(np.asarray(measured.value)), np.zeros(len(np.asarray(measured.value)))
+        value, precision = (_numbers(name, getattr(measured, name), 0.0, num, low, np.inf) for name, low in (("value", -np.inf), ("precision", 0)))
+        self.goal, self.precision = (np.concatenate([np.zeros(len(cells.first)), column]) for column in (value, precision))
+        more = _Rows(np.asarray(measured.first), np.asarray(measured.second), none, none, none, none)  # readings are cells without a verdict
+        self.cells = cells = _Rows(*(np.concatenate([old, new]) for old, new in zip(cells, more, strict=True)))
+        self.ridge, self.centre, self.shown = ridge, centre, shown
         sizes = np.diff(offsets)
         self.groups, self.total = len(sizes), int(offsets[-1])
         self.owner = np.repeat(np.arange(self.groups), sizes)  # [N] the prompt of each response
@@ -635,9 +675,16 @@ class _Blocks:
     def difference(self, b: np.ndarray, gamma: float) -> np.ndarray:
         return b[self.cells.first] - b[self.cells.second] + gamma * self.cells.position
 
+    def terms(self, b: np.ndarray, gamma: float) -> _Terms:
+        """Of verdicts and readings, by cell."""
+        d = self.difference(b, gamma)
+        verdicts, off = _half(self.cells, d, 0.0), self.goal - d
+        pull = self.precision * off
+        return verdicts._replace(value=verdicts.value - pull * off / 2, d=verdicts.d + pull, dd=verdicts.dd + self.precision)
+
     def likelihood(self, b: np.ndarray, gamma: float) -> np.ndarray:
         """[G]"""
-        return np.bincount(self.cell_owner, _half(self.cells, self.difference(b, gamma), 0.0).value, self.groups)
+        return np.bincount(self.cell_owner, self.terms(b, gamma).value, self.groups)
 
     def objective(self, b: np.ndarray, gamma: float) -> np.ndarray:
         """[G], or [1] where gamma ties the prompts together"""
@@ -647,7 +694,7 @@ class _Blocks:
     def curvature(self, b: np.ndarray, gamma: float) -> tuple[np.ndarray, np.ndarray, np.ndarray, float, float]:
         """Gradient [N], blocks [sum of K^2], border [N], and gamma's own gradient and curvature."""
         cells = self.cells
-        at = _half(cells, self.difference(b, gamma), 0.0)
+        at = self.terms(b, gamma)
         gradient = self.ridge * (b - self.centre) - self._spread(at.d)
         blocks = np.zeros(self.block_offsets[-1])  # bincount of nothing would be whole numbers
         blocks -= np.bincount(self.upper, at.dd, self.block_offsets[-1]) + np.bincount(self.lower, at.dd, self.block_offsets[-1])

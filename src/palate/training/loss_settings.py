@@ -254,6 +254,14 @@ class LengthSettings(Section):
     orthogonal: float = Field(1.0, ge=0, description="Weight of |cosine| of the two heads.")
 
 
+class MemberSettings(Section):
+    """An ensemble in one run: reward heads with starts of their own on one backbone, each trained by every term."""
+
+    count: int = Field(ge=2, description="Heads.")
+    bootstrap: bool = Field(False, description="Each head on its own resample of the groups (drawn with replacement), the same in every epoch.")
+    seed: int = Field(0, ge=0, description="Of the resamples.")
+
+
 class TextSettings(Section):
     """GRM: the hidden states must still be able to write the responses."""
 
@@ -291,6 +299,7 @@ class LossSettings(Section):
     zero_sum: float = Field(0.0, ge=0, description="Weight of (mean reward of the step)^2; 0.001 is the published middle.")
     length_decorrelation: LengthSettings | None = Field(None, description="Two heads, quality and length (ODIN); a number is short for its weight.")
     text: TextSettings | None = Field(None, description="Text regularisation (GRM).")
+    members: MemberSettings | None = Field(None, description="Several reward heads, an ensemble on one backbone; a number is short for their count.")
     cross_prompt: CrossPromptSettings | None = Field(None, description="Comparisons across prompts; a number is short for its weight.")
     reward_weights: dict[str, float] | None = Field(None, description="What each attribute weighs in the reward. Unset: alike.")
 
@@ -325,6 +334,11 @@ class LossSettings(Section):
     def _text(cls, value: Any) -> Any:
         return {"variant": value} if isinstance(value, str) else _section_or_number("weight")(value)
 
+    @field_validator("members", mode="before")
+    @classmethod
+    def _members(cls, value: Any) -> Any:
+        return {"count": value} if isinstance(value, int) and not isinstance(value, bool) else value
+
     @field_validator("cross_prompt", mode="before")
     @classmethod
     def _cross(cls, value: Any) -> Any:
@@ -343,6 +357,8 @@ class LossSettings(Section):
         rated = [name for name in names if name in ("regression", "gaussian", "quantile")]
         if len(rated) > 1:
             raise ValueError(f"{' and '.join(rated)} would give the same attributes two heads; train one of them")
+        if self.members and ("steps" in names or self.length_decorrelation):
+            raise ValueError(f"members are heads of one reward each; {'steps' if 'steps' in names else 'length_decorrelation'} has several outputs of its own")
         self._fit_margins(names)
         self._fit_comparisons(names, tokenwise)
         return self
@@ -388,6 +404,7 @@ def fields_at(location: Sequence[Any]) -> list[str]:
         **TERM_KINDS,
         "margins": MarginSettings,
         "length_decorrelation": LengthSettings,
+        "members": MemberSettings,
         "text": TextSettings,
         "cross_prompt": CrossPromptSettings,
     }

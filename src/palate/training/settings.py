@@ -280,13 +280,16 @@ def parse_flags(flags: Sequence[str]) -> list[tuple[str, Any]]:
 SHORT_FOR = {"margins": "source", "text": "variant"}
 """What a word alone stands for in a section (elsewhere: a path)."""
 
+NUMBER_FOR = {"members": "count"}
+"""What a number alone stands for in a section (elsewhere: its weight)."""
+
 
 def _put(values: dict[str, Any], key: str, value: Any) -> None:
     *parents, last = key.split(".")
     for parent in parents:
         inner = values.get(parent)
         if not isinstance(inner, dict | list):  # `train: a.jsonl` is short for `train: {path: a.jsonl}`, `zero: 0.5` for `{weight: 0.5}`
-            short = SHORT_FOR.get(parent, "path") if isinstance(inner, str) else "weight"
+            short = SHORT_FOR.get(parent, "path") if isinstance(inner, str) else NUMBER_FOR.get(parent, "weight")
             inner = values[parent] = {} if inner is None else {short: inner}
         if not isinstance(inner, dict):
             raise ConfigError(f"flag --{key}: `{parent}` is a list; set it in the file")

@@ -1,6 +1,7 @@
 """From a `loss:` section to what it asks of the head (outputs), of the data (supervision), and of training (objective); and what it refuses.
 
-The heads follow the loss: one output `reward`; an output an attribute; quantiles; a mean and a variance; the classes of a step; quality and length.
+The heads follow the loss: one output `reward`; an output an attribute; quantiles; a mean and a variance; the classes of a step; quality and length;
+a reward each of several members.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from palate.losses.terms import (
     CenteringTerm,
     DivergenceTerm,
     ListwiseTerm,
+    MemberTerm,
     PairwiseTerm,
     PointwiseTerm,
     StepTerm,
@@ -26,12 +28,14 @@ from palate.losses.terms import (
     TieTerm,
     TokenOutcomeTerm,
 )
+from palate.scoring.uncertainty import RAW_VARIANCE, member_names, quantile_name
 from palate.training.loss_settings import (
     FocalTerm,
     GaussianTerm,
     LinkTerm,
     ListwiseSoftmaxTerm,
     LossSettings,
+    MemberSettings,
     OrdinalTerm,
     OutcomeTerm,
     PlackettLuceTerm,
@@ -77,13 +81,16 @@ def plan(settings: LossSettings, *, off_topic: int = 0) -> Plan:
     attributes = _attributes(settings)
     outputs, reward, readout = _outputs(settings)
     terms = [_term(term, settings, attributes, outputs) for term in settings.terms]
-    coefficients = [term.weight for term in settings.terms]
-    if settings.text:  # (1 - a) * loss + a * text
-        coefficients = [(1 - settings.text.weight) * c for c in coefficients] + [settings.text.weight]
-        terms.append(TextTerm(variant=settings.text.variant, beta=settings.text.beta))
+    coefficients = [term.weight * (1 - settings.text.weight if settings.text else 1) for term in settings.terms]
     if settings.centering:
         terms.append(CenteringTerm())
         coefficients.append(settings.centering)
+    if settings.members:
+        outputs, reward, readout = _members(settings, outputs)
+        terms, coefficients = _of_each_member(settings.members, terms, coefficients)
+    if settings.text:  # (1 - a) * loss + a * text
+        terms.append(TextTerm(variant=settings.text.variant, beta=settings.text.beta))
+        coefficients.append(settings.text.weight)
     objective = Objective(
         terms=tuple(terms),
         coefficients=tuple(coefficients),
@@ -117,10 +124,10 @@ def _outputs(settings: LossSettings) -> tuple[tuple[str, ...], tuple[float, ...]
     names: tuple[str, ...]
     weights: tuple[float, ...]
     if isinstance(rated, QuantileTerm):
-        names = tuple(f"{a}@{q:g}" for a in rated.attributes for q in rated.quantiles)
+        names = tuple(quantile_name(a, q) for a in rated.attributes for q in rated.quantiles)
         weights = tuple(share / len(rated.quantiles) for share in shares for _ in rated.quantiles)
     elif isinstance(rated, GaussianTerm):
-        names = (*rated.attributes, *(f"{a}:raw_variance" for a in rated.attributes))
+        names = (*rated.attributes, *(a + RAW_VARIANCE for a in rated.attributes))
         weights = (*shares, *(0.0 for _ in shares))
     else:
         names, weights = tuple(rated.attributes), shares
@@ -130,6 +137,22 @@ def _outputs(settings: LossSettings) -> tuple[tuple[str, ...], tuple[float, ...]
         return names, weights, Readout(names, weights)
     names, weights = ("reward", *names), (1.0, *(0.0 for _ in weights))
     return names, weights, Readout(names, weights)
+
+
+def _members(settings: LossSettings, outputs: tuple[str, ...]) -> tuple[tuple[str, ...], tuple[float, ...], Readout]:
+    """An output a member in place of the one reward, whose mean is what training's comparisons see and what is read when scoring."""
+    assert settings.members is not None
+    if outputs != ("reward",):
+        raise ConfigError(f"loss.members are heads of one reward each, but this loss has the outputs {', '.join(outputs)}; leave one of them out")
+    names, weights = member_names(settings.members.count), (1 / settings.members.count,) * settings.members.count
+    return names, weights, Readout(names, weights)
+
+
+def _of_each_member(members: MemberSettings, terms: list[Term], coefficients: list[float]) -> tuple[list[Term], list[float]]:
+    """Every term on every member; coefficients are shared out, so that the backbone learns at the pace of a single head."""
+    draws = members.seed if members.bootstrap else None
+    each: list[Term] = [MemberTerm(term, member, draws) for member in range(members.count) for term in terms]
+    return each, [coefficient / members.count for coefficient in coefficients] * members.count
 
 
 def _beside_reward(settings: LossSettings, outputs: tuple[str, ...]) -> bool:

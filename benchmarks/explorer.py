@@ -1,0 +1,121 @@
+"""How fast the explorer answers over many pairs: start, first page, every filter and order, search, and the memory that it holds.
+
+    python benchmarks/explorer.py --pairs 100000 --output benchmarks/results/explorer.json
+
+Pairs are made of random words. Each question is asked for the first time (no answer is kept from before), through the whole application but for the
+network.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import platform
+import resource
+import statistics
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+import psutil
+from starlette.testclient import TestClient
+
+from palate.explorer.labels import LabelFile
+from palate.explorer.pairs import Pairs
+from palate.explorer.rewards import Rewards
+from palate.explorer.site import Site, create_app
+from palate.types import Comparison, PreferenceGroup
+
+WORDS = 4000  # different words
+QUESTIONS = {
+    "first page": "/pairs",
+    "most against the label": "/pairs?sort=disagreement",
+    "least decided": "/pairs?sort=uncertain",
+    "chosen longer by most": "/pairs?sort=longer",
+    "random order": "/pairs?sort=random",
+    "one subset": "/pairs?subset=subset-3",
+    "likely mislabelled": "/pairs?outcome=suspect&sort=disagreement",
+    "margin from -1 to 1": "/pairs?low=-1&high=1&sort=longer",
+    "duplicates": "/pairs?finding=duplicates",
+    "a rare word": "/pairs?text=w3999x",
+    "a word in nearly all": "/pairs?text=w1",
+    "words in none": "/pairs?text=not+in+any+of+them",
+    "search, subset, margin, order": "/pairs?text=w77x&subset=subset-5&high=0&sort=disagreement",
+    "one pair": "/pairs/54321",
+    "the queue": "/label?outcome=suspect&sort=disagreement",
+    "prompts": "/prompts",
+}
+
+
+def made(pairs: int, seed: int) -> list[PreferenceGroup]:
+    """Pairs of a prompt of 10 to 60 words and two responses of 20 to 200; every hundredth pair stands twice."""
+    random = np.random.default_rng(seed)
+    words = np.array([f"w{i}x" for i in range(WORDS)])
+    frequency = 1 / np.arange(2, WORDS + 2)
+    frequency /= frequency.sum()
+    groups: list[PreferenceGroup] = []
+    for i in range(pairs):
+        if i % 100 == 99:
+            groups.append(groups[-1])
+            continue
+        lengths = (int(random.integers(10, 60)), *(int(n) for n in random.integers(20, 200, 2)))
+        drawn = words[random.choice(WORDS, sum(lengths), p=frequency)]
+        prompt, chosen, rejected = (" ".join(part) for part in np.split(drawn, np.cumsum(lengths)[:-1]))
+        groups.append(PreferenceGroup(prompt, (chosen, rejected), (Comparison(0, 1),), metadata={"subset": f"subset-{i % 12}", "location": f"line {i + 1}"}))
+    return groups
+
+
+def asked(pairs: Pairs) -> dict[str, float]:
+    """Seconds of each question, asked once of a fresh application."""
+    found = {}
+    with tempfile.TemporaryDirectory() as folder:
+        site = Site(pairs, LabelFile(Path(folder) / "labels.jsonl"), annotator="bench", name="made")
+        client = TestClient(create_app(site), base_url="http://127.0.0.1")
+        for name, address in QUESTIONS.items():
+            started = time.perf_counter()
+            answer = client.get(address)
+            found[name] = time.perf_counter() - started
+            assert answer.status_code == 200, (name, answer.text)
+    return found
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--pairs", type=int, default=100_000)
+    parser.add_argument("--repeats", type=int, default=3, help="fresh applications, each asked everything once")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--output", type=Path)
+    options = parser.parse_args()
+    groups = made(options.pairs, options.seed)
+    random = np.random.default_rng(options.seed)
+    rewards = Rewards(random.normal(size=2 * len(groups)) + np.tile([1.0, 0.0], len(groups)), "random")
+    characters = sum(len(text) for group in groups for text in (group.prompt, *group.responses))
+    before = psutil.Process().memory_info().rss
+    seconds: dict[str, list[float]] = {}
+    for _ in range(options.repeats):
+        started = time.perf_counter()
+        pairs = Pairs(groups, rewards)
+        seconds.setdefault("columns", []).append(time.perf_counter() - started)
+        for name, took in asked(pairs).items():
+            seconds.setdefault(name, []).append(took)
+        held = psutil.Process().memory_info().rss - before
+        del pairs
+    result = {
+        "pairs": options.pairs,
+        "characters": characters,
+        "seconds": {name: {"median": statistics.median(values), "worst": max(values)} for name, values in seconds.items()},
+        "held_bytes": held,
+        "peak_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
+        "machine": {"processor": platform.processor() or platform.machine(), "cores": psutil.cpu_count(), "python": platform.python_version()},
+    }
+    print(f"{options.pairs:,} pairs, {characters / 1e6:.0f} million characters; columns and index hold {held / 1e6:.0f} MB beside the texts")
+    for name, row in result["seconds"].items():
+        print(f"{name:<32} {row['median']:7.3f} s   worst {row['worst']:.3f} s")
+    if options.output:
+        options.output.parent.mkdir(parents=True, exist_ok=True)
+        options.output.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

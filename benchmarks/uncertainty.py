@@ -1,0 +1,346 @@
+"""Best-of-n under a gold scorer by one head, an ensemble of heads and lower bounds; whether stated uncertainties hold; ridge heads and a gate on real ratings.
+
+    python benchmarks/uncertainty.py --data FOLDER --scratch FOLDER --output results/uncertainty.json [--only best_of_n,ratings,attributes]
+
+all-MiniLM-L6-v2, trained in each case in one short run (two epochs, for ratings six, learning rate 1e-4, one thread, bfloat16 autocast). Gold: win probabilities of a judge over
+a common baseline (alpaca_eval_kwise), right answers (gsm8k_kwise), ratings of 1 to 5 (gpt4_rated). Small sets and one seed: what the intervals (over
+prompts) do not hold is how much a second training run would differ.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import random
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+MEMBERS = 4
+SIZES = {"alpaca": 180, "gsm8k": 300}  # training prompts
+LARGEST_N = 4  # every prompt has as many responses
+LONGEST = 1200  # characters of prompt and response: what 320 tokens hold, as a rule
+STRENGTHS = (0.5, 1.0, 2.0)
+Rows = list[dict[str, Any]]
+
+
+def lines(path: Path) -> Rows:
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+
+
+# --- data ---------------------------------------------------------------------------------------------------------------------------------------------
+
+
+def alpaca(folder: Path) -> tuple[Rows, Rows]:
+    """(training rows ranked by score, test rows with win probabilities as gold), apart by instruction; responses that fit, of prompts with four."""
+    rows = []
+    for row in lines(folder / "alpaca_eval_kwise.jsonl"):
+        fits = [i for i, response in enumerate(row["responses"]) if len(row["prompt"]) + len(response) <= LONGEST]
+        if len(fits) >= LARGEST_N:
+            rows.append({"prompt": row["prompt"], **{name: [row[name][i] for i in fits] for name in ("responses", "scores", "win_probs")}})
+    random.Random(0).shuffle(rows)
+    train = [{"prompt": row["prompt"], "responses": row["responses"], "scores": row["scores"]} for row in rows[: SIZES["alpaca"]]]
+    test = [{"prompt": row["prompt"], "responses": row["responses"], "gold": row["win_probs"]} for row in rows[SIZES["alpaca"] :]]
+    return train, test
+
+
+def gsm8k(folder: Path) -> tuple[Rows, Rows]:
+    """The same with right answers (1 or 0); training questions have some of each."""
+    rows = lines(folder / "gsm8k_kwise.jsonl")
+    random.Random(0).shuffle(rows)
+    mixed = [i for i, row in enumerate(rows) if 0 < sum(row["scores"]) < len(row["scores"])][: SIZES["gsm8k"]]
+    train = [{"prompt": rows[i]["prompt"], "responses": rows[i]["responses"], "scores": rows[i]["scores"]} for i in mixed]
+    rest = [row for i, row in enumerate(rows) if i not in set(mixed)]
+    return train, [{"prompt": row["prompt"], "responses": row["responses"], "gold": row["scores"]} for row in rest]
+
+
+def rated(folder: Path) -> tuple[Rows, Rows]:
+    """(training, test) rows of one rated response; `words` is the log of its length, a second attribute. Apart by question: second turns repeat it."""
+    rows = []
+    for row in lines(folder / "gpt4_rated_vicuna.jsonl"):
+        rows += [{"question": row["id"], "prompt": row["prompt"], "response": r, "score": s} for r, s in zip(row["responses"], row["scores"], strict=True)]
+    for row in lines(folder / "gpt4_rated_mt_bench.jsonl"):
+        rows.append({"question": "-".join(row["id"].split("-")[:2]), "prompt": row["prompt"], "response": row["response"], "score": row["score"]})
+    questions = sorted({row["question"] for row in rows})
+    random.Random(0).shuffle(questions)
+    held = set(questions[: len(questions) // 3])
+    for row in rows:
+        row["words"] = float(np.log1p(len(row["response"].split())))
+    return [row for row in rows if row["question"] not in held], [row for row in rows if row["question"] in held]
+
+
+# --- training -----------------------------------------------------------------------------------------------------------------------------------------
+
+
+def trained(name: str, rows: Rows, loss: Mapping[str, Any], scratch: Path, *, batch: int, max_length: int, epochs: int = 2) -> Path:
+    """The folder of a reward model of these rows; one that is there already is taken."""
+    from datasets import Dataset
+
+    from palate import RewardConfig, RewardTrainer
+    from palate.sample import base_model_path
+
+    folder = scratch / name
+    if (folder / "reward_contract.json").is_file():
+        return folder
+    args = RewardConfig(
+        output_dir=str(folder),
+        loss=dict(loss),
+        num_train_epochs=epochs,
+        learning_rate=1e-4,
+        per_device_train_batch_size=batch,
+        max_length=max_length,
+        length_policy="truncate_prompt",
+        use_cpu=True,
+        bf16=True,
+        save_strategy="no",
+        report_to="none",
+        disable_tqdm=True,
+        logging_steps=10,
+        seed=0,
+    )
+    started = time.perf_counter()
+    trainer = RewardTrainer(model=str(base_model_path()), args=args, train_dataset=Dataset.from_list(rows))
+    trainer.train()
+    trainer.save_model()
+    print(f"{name}: trained in {time.perf_counter() - started:.0f} s", flush=True)
+    return folder
+
+
+# --- best of n ----------------------------------------------------------------------------------------------------------------------------------------
+
+
+def best_of_n(name: str, make: Callable[[Path], tuple[Rows, Rows]], folder: Path, scratch: Path) -> dict[str, Any]:
+    """Gold of the best of 1 to 4 by each proxy, its difference to a single head's, and how often pairs of the test prompts are told right."""
+    from palate.data.loading import load_groups
+    from palate.multi_objective.pairs import embedded_pairs
+    from palate.multi_objective.pessimism import fit_posterior
+    from palate.scoring.laplace import linear_reward
+    from palate.scoring.local import load_scorer
+    from palate.scoring.uncertainty import COMBINE
+    from palate.stats.best_of_n import best_of_n_curve, expected_best_of_n
+    from palate.stats.intervals import mean_interval
+
+    train, test = make(folder)
+    loss = {"members": {"count": MEMBERS, "bootstrap": True}, "margins": "none", "centering": 0.01}
+    scorer = load_scorer(trained(name, train, loss, scratch, batch=8, max_length=320))
+    pairs = embedded_pairs(_InMemory(scorer), load_groups(train, margins=False).groups)
+    fit = fit_posterior(pairs, linear_reward(scorer)[0])
+    exchanges = [(row["prompt"], response) for row in test for response in row["responses"]]
+    embeddings = scorer.embed(exchanges, on_long="nan")
+    kept = np.isfinite(embeddings).all(axis=1)
+    outputs = embeddings @ _head(scorer)[0].T + _head(scorer)[1]  # [N, members]
+    deviations = fit.posterior.deviations(embeddings.astype(np.float64))
+    mean = outputs.mean(axis=1)
+    proxies: dict[str, np.ndarray] = {f"head {m + 1}": outputs[:, m] for m in range(MEMBERS)}
+    proxies |= {"mean of heads": mean, "worst of heads": COMBINE["worst"](outputs.T, 1.0)}
+    for strength in STRENGTHS:
+        proxies[f"mean - {strength:g} deviation of heads"] = COMBINE["lower"](outputs.T, strength)
+        proxies[f"mean - {strength:g} variance of heads"] = COMBINE["variance"](outputs.T, strength)
+        proxies[f"mean - {strength:g} last-layer deviation"] = mean - strength * deviations
+    starts = np.cumsum([0, *(len(row["responses"]) for row in test)])
+    lists = [(np.array(row["gold"])[kept[a:b]], slice(a, b)) for row, a, b in zip(test, starts[:-1], starts[1:], strict=True)]
+    usable = [(gold, rows) for gold, rows in lists if len(gold) >= LARGEST_N]
+    single = np.array([[expected_best_of_n(gold, proxies[f"head {m + 1}"][rows][kept[rows]], LARGEST_N) for m in range(MEMBERS)] for gold, rows in usable])
+    table: dict[str, Any] = {}
+    for proxy, rewards in proxies.items():
+        scores = [rewards[rows][kept[rows]] for _, rows in usable]
+        curve = best_of_n_curve([gold for gold, _ in usable], scores, range(1, LARGEST_N + 1))
+        own = np.array([expected_best_of_n(gold, score, LARGEST_N) for (gold, _), score in zip(usable, scores, strict=True)])
+        gain = own - single.mean(axis=1)
+        low, high, _ = mean_interval(gain, np.arange(len(gain)))
+        table[proxy] = {
+            "gold": curve.expected.tolist(),
+            "interval": [float(curve.low[-1]), float(curve.high[-1])],
+            "over_single": [float(gain.mean()), float(low), float(high)],
+        }
+    uncertainty = {
+        "heads": calibrated(usable, kept, outputs, None),
+        "last layer": calibrated(usable, kept, np.repeat(mean[:, None], MEMBERS, axis=1), (fit, embeddings)),
+    }
+    return {
+        "train_prompts": len(train),
+        "test_prompts": curve.prompts,
+        "left_out": curve.left_out,
+        "oracle": curve.oracle.tolist(),
+        "random": float(curve.random[0]),
+        "posterior": {"ridge": fit.ridge, "temperature": fit.temperature, "held_out": fit.held_out, "plain": fit.plain},
+        "proxies": table,
+        "uncertainty": uncertainty,
+    }
+
+
+def calibrated(usable: Sequence[Any], kept: np.ndarray, outputs: np.ndarray, posterior: Any) -> dict[str, Any]:
+    """Pairs of unequal gold: do their probabilities, and errors, follow the deviation of the difference? Fitted temperature in both cases."""
+    from palate.stats.calibration import expected_calibration_error, fit_temperature, log_loss
+    from palate.stats.uncertainty import error_growth, moderated
+
+    difference, spread, prompts = [], [], []
+    for prompt, (gold, rows) in enumerate(usable):
+        index = np.arange(rows.start, rows.stop)[kept[rows]]
+        better, worse = np.nonzero(gold[:, None] > gold[None])
+        d = outputs[index[better]] - outputs[index[worse]]
+        difference += d.mean(axis=1).tolist()
+        if posterior is None:
+            spread += d.std(axis=1).tolist()
+        else:
+            fit, embeddings = posterior
+            x = embeddings[index[better]].astype(np.float64) - embeddings[index[worse]]
+            spread += fit.posterior.deviations(x + fit.posterior.reference).tolist() if len(x) else []
+        prompts += [prompt] * len(better)
+    d, s = np.array(difference), np.array(spread)
+    temperature = fit_temperature(d).value
+    allowed = moderated(d / temperature, (s / temperature) ** 2)
+    again = fit_temperature(allowed).value
+    growth = error_growth((d <= 0).astype(float), s, prompts)
+    return {
+        "pairs": len(d),
+        "accuracy": float((d > 0).mean()),
+        "temperature": temperature,
+        "log_loss": [log_loss(d, temperature), log_loss(allowed, again)],
+        "ece": [expected_calibration_error(d, temperature=temperature), expected_calibration_error(allowed, temperature=again)],
+        "errors_follow_deviation": [growth.spearman, growth.interval.low, growth.interval.high],
+    }
+
+
+# --- ratings ------------------------------------------------------------------------------------------------------------------------------------------
+
+
+def ratings(folder: Path, scratch: Path) -> dict[str, Any]:
+    """Gaussian and quantile heads on ratings of 1 to 5: do their deviations cover held-out ratings, and do errors grow with them?"""
+    from palate.scoring.sources import open_scorer
+    from palate.stats.uncertainty import coverage, error_growth
+
+    train, test = rated(folder)
+    rows = [{name: row[name] for name in ("prompt", "response", "score")} for row in train]
+    truth, questions = np.array([row["score"] for row in test]), [row["question"] for row in test]
+    found: dict[str, Any] = {"train": len(train), "test": len(test), "test_questions": len(set(questions))}
+    for kind in ("gaussian", "quantile"):
+        model = trained(f"rated-{kind}", rows, {"type": kind}, scratch, batch=16, max_length=512, epochs=6)
+        scorer: Any = open_scorer(str(model)).scorer
+        mean, deviation = scorer.score([(row["prompt"], row["response"]) for row in test], return_uncertainty=True, on_long="nan")
+        scored = np.isfinite(mean)
+        error, spread, of = (mean - truth)[scored], deviation[scored], [q for q, s in zip(questions, scored, strict=True) if s]
+        growth = error_growth(error, spread, of)
+        found[kind] = {
+            "scored": int(scored.sum()),
+            "rmse": float(np.sqrt((error**2).mean())),
+            "deviation_of_ratings": float(truth[scored].std()),
+            "growth": [growth.spearman, growth.interval.low, growth.interval.high],
+            "bins": growth.bins,
+            "coverage": [[row.level, row.covered, row.interval.low, row.interval.high] for row in coverage(error, spread, of)],
+        }
+    return found
+
+
+# --- attributes ---------------------------------------------------------------------------------------------------------------------------------------
+
+
+def attributes(folder: Path, scratch: Path) -> dict[str, Any]:
+    """Ridge heads on the embeddings of the model trained on alpaca, and gates for them with and without verbosity taken out.
+
+    `score` is rated in gpt4_rated alone, `judge` (log-odds of the judge) in alpaca_eval's training split alone, `words` in both: missing ratings are the rule.
+    Test pairs are of instructions that neither the heads, the gates, nor the backbone was trained on.
+    """
+    from palate.data.loading import load_groups
+    from palate.multi_objective.attributes import Ratings, attribute_readout, fit_attributes
+    from palate.multi_objective.gating import GateTraining, fit_gate
+    from palate.multi_objective.heads import save_heads
+    from palate.scoring.gated import GatedScorer, gate_inputs
+    from palate.scoring.local import load_scorer
+    from palate.stats.intervals import accuracy_interval, codes_of
+    from palate.stats.ranking import spearman
+
+    backbone = load_scorer(scratch / "alpaca", max_length=512)
+    rows = [row | {"judge": np.nan} for part in rated(folder) for row in part]
+    for row in [row for row in lines(folder / "alpaca_eval_kwise.jsonl") if row["split"] == "train"][:300]:
+        for response, score in zip(row["responses"], row["scores"], strict=True):
+            words = float(np.log1p(len(response.split())))
+            rows.append({"question": row["id"], "prompt": row["prompt"], "response": response, "score": np.nan, "judge": score, "words": words})
+    embeddings = backbone.embed([(row["prompt"], row["response"]) for row in rows], on_long="nan")
+    values = Ratings(("score", "judge", "words"), np.array([[row["score"], row["judge"], row["words"]] for row in rows], dtype=float))
+    heads, fits = fit_attributes(embeddings, values, codes_of([row["question"] for row in rows]), intercept=True)
+    model = scratch / "attributes"
+    if not model.exists():
+        save_heads(backbone, heads, model, golden=[], readout=attribute_readout(fits))
+    scorer = load_scorer(model)
+    pairs = lines(folder / "alpaca_eval_pairs_train_small.jsonl")
+    random.Random(0).shuffle(pairs)
+    seen = {row["prompt"] for row in alpaca(folder)[0]}
+    test = [row for row in lines(folder / "alpaca_eval_pairs_test.jsonl") if row["prompt"] not in seen][:800]
+    groups, held = (load_groups([{name: row[name] for name in ("prompt", "chosen", "rejected")} for row in part]).groups for part in (pairs[:1500], test))
+    taught, tested = (gate_inputs(scorer, [e for group in part for e in group.exchanges()], on_long="nan") for part in (groups, held))
+    longer, prompts = tested.lengths[0::2] > tested.lengths[1::2], np.array([str(group.prompt) for group in held])
+    found: dict[str, Any] = {"rated": [fit._asdict() for fit in fits], "train_pairs": len(groups)}
+
+    def measured(rewards: np.ndarray) -> dict[str, Any]:
+        d, known = rewards[0::2] - rewards[1::2], np.isfinite(rewards)
+        both = np.isfinite(d)
+        right = (d > 0).astype(float)
+        interval = accuracy_interval(right[both], prompts[both].tolist())
+        return {
+            "test_pairs": int(both.sum()),
+            "accuracy": [float(right[both].mean()), interval.low, interval.high],
+            "longer_chosen": float(right[both & longer].mean()),
+            "shorter_chosen": float(right[both & ~longer].mean()),
+            "length_correlation": spearman(rewards[known], tested.lengths[known]),
+        }
+
+    found |= {name: measured(tested.outputs[:, i]) for i, name in enumerate(heads.names)}
+    found["alike"] = measured(tested.outputs @ np.array(scorer.readout.weights))
+    ends = np.arange(len(groups)) * 2
+    for against in (None, "words", "length"):
+        fit = fit_gate(taught, ends, ends + 1, heads.names, against=against, training=GateTraining(hidden=(128, 128), steps=400, batch=256))
+        rewards = GatedScorer(scorer, fit.gate, fit.settings).weigh(tested)[0]
+        found[f"gate, less {against}" if against else "gate"] = measured(rewards) | {"lambdas": fit.settings.lambdas, "correlations": fit.correlations}
+    return found
+
+
+class _InMemory:
+    """Embeddings of a run that are not worth keeping."""
+
+    def __init__(self, scorer: Any):
+        self.scorer = scorer
+
+    def embed(self, conversations: Sequence[Any], **_: Any) -> Any:
+        from palate.scoring.embeddings import Embeddings
+
+        rows = self.scorer.embed(conversations, on_long="nan")
+        whole = np.isfinite(rows).all(axis=1)
+        return Embeddings(rows, np.where(whole, np.arange(len(rows)), -1))
+
+
+def _head(scorer: Any) -> tuple[np.ndarray, np.ndarray]:
+    from palate.multi_objective.heads import heads_of
+
+    heads = heads_of(scorer)
+    return heads.weights, heads.bias
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser.add_argument("--data", type=Path, required=True)
+    parser.add_argument("--scratch", type=Path, required=True)
+    parser.add_argument("--output", type=Path, required=True)
+    parser.add_argument("--only", default="alpaca,gsm8k,ratings,attributes")
+    options = parser.parse_args()
+    import torch
+
+    torch.set_num_threads(1)
+    jobs: dict[str, Callable[[], dict[str, Any]]] = {
+        "alpaca": lambda: best_of_n("alpaca", alpaca, options.data, options.scratch),
+        "gsm8k": lambda: best_of_n("gsm8k", gsm8k, options.data, options.scratch),
+        "ratings": lambda: ratings(options.data, options.scratch),
+        "attributes": lambda: attributes(options.data, options.scratch),
+    }
+    found = json.loads(options.output.read_text()) if options.output.is_file() else {}
+    for name in options.only.split(","):
+        found[name] = jobs[name]()
+        options.output.write_text(json.dumps(found, indent=1) + "\n")
+        print(name, "done", flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,96 @@
+"""Does a folder keep its own contract, and does its config say what raw rewards need? The checks that hold whoever the consumer is."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from palate.errors import PalateError
+from palate.interchange.doctor.checks import Check, Folder
+from palate.interchange.weights import find_weights, read_json
+from palate.models.checkpoints import CONTRACT_NAME, package_versions, read_contract
+from palate.scoring.local import contract_problems, load_scorer
+
+
+def own_checks(folder: Folder) -> Iterator[Check]:
+    """Those on files come first and need no weights."""
+    if folder.is_adapter:
+        yield from _adapter_checks(folder)
+    elif not (folder.path / "config.json").is_file():
+        yield Check("config.json", False, f"{folder.path} has no config.json; give the folder of a full checkpoint")
+        return
+    else:
+        yield from _config_checks(folder)
+        yield from _tokenizer_checks(folder)
+    yield from _contract_checks(folder)
+
+
+def _config_checks(folder: Folder) -> Iterator[Check]:
+    config, outputs, labels = folder.config, folder.outputs, folder.labels
+    yield Check(
+        "architecture", folder.architecture.endswith("ForSequenceClassification"), f"{folder.architecture}; consumers look for *ForSequenceClassification"
+    )
+    if len(outputs) == 1:
+        yield Check("one label", len(labels) == 1, f"id2label has {len(labels)} entries; without exactly one, AutoModel builds a head of 2 and vLLM a softmax")
+    else:
+        yield Check(
+            "labels",
+            labels == list(outputs),
+            f"id2label names {', '.join(labels)}, the contract {', '.join(outputs)}; other tools give all of them, `palate score` one reward from them",
+        )
+    yield Check(
+        "raw scores",
+        config.get("problem_type") == "regression",
+        f"problem_type is {config.get('problem_type')!r}; `regression` keeps pipelines and vLLM from a sigmoid",
+    )
+    activation = (config.get("sentence_transformers") or {}).get("activation_fn")
+    yield Check(
+        "sentence-transformers activation", activation == "torch.nn.modules.linear.Identity", f"activation_fn is {activation}; Identity keeps CrossEncoder raw"
+    )
+
+
+def _adapter_checks(folder: Folder) -> Iterator[Check]:
+    """An adapter: its head must be among what it saved, or every load starts from a random one."""
+    config = read_json(folder.path / "adapter_config.json")
+    yield Check("adapter", True, f"{config.get('peft_type')} on {config.get('base_model_name_or_path')}; `palate merge` makes it a full checkpoint")
+    weights = find_weights(folder.path, ("adapter_model.safetensors", "adapter_model.bin"))
+    names = weights.names() if weights else []
+    heads = [name for name in names if name.rsplit(".", 2)[-2] in ("score", "classifier", "out_proj")]
+    yield Check("head", bool(heads), f"{len(names)} tensors, head: {', '.join(heads) or 'none'}; without it the reward is read by random weights")
+    yield Check("tokenizer", (folder.path / "tokenizer.json").is_file(), "tokenizer.json of the trained model, with its chat template")
+
+
+def _tokenizer_checks(folder: Folder) -> Iterator[Check]:
+    yield Check("fast tokenizer", (folder.path / "tokenizer.json").is_file(), "tokenizer.json is read by TEI and by fast tokenizers")
+    if folder.tokenizer is None:
+        yield Check("tokenizer", False, f"{folder.path}: no tokenizer could be loaded")
+        return
+    pad = folder.tokenizer.pad_token_id
+    yield Check("pad token", pad is not None, "without a pad token batches of several rows fail")
+    yield Check(
+        "pad is not EOS",
+        pad is None or pad != folder.tokenizer.eos_token_id,
+        f"pad id {pad}, EOS id {folder.tokenizer.eos_token_id}; if equal, transformers pools the token before EOS",
+    )
+    recorded = folder.config.get("pad_token_id", (folder.config.get("text_config") or {}).get("pad_token_id"))
+    yield Check("pad id agrees", recorded == pad, f"config says {recorded}, tokenizer {pad}")
+
+
+def _contract_checks(folder: Folder) -> Iterator[Check]:
+    try:
+        contract = read_contract(folder.path)
+    except PalateError as error:
+        yield Check(CONTRACT_NAME, False, str(error))
+        return
+    yield Check(CONTRACT_NAME, True, f"pooling {contract.pooling}, max_length {contract.max_length}, {contract.length_policy}")
+    mine = package_versions()
+    others = [f"{name} {theirs} (here {mine.get(name)})" for name, theirs in contract.versions.items() if mine.get(name) != theirs]
+    yield Check("versions", True, "same as at saving" if not others else "differ: " + ", ".join(others) + "; golden scores decide")
+    yield Check("reward statistics", True, "measured" if contract.rewards else "not measured; `palate eval --record` writes mean, spread and temperature")
+    try:
+        scorer = load_scorer(folder.path, verify=False)
+    except PalateError as error:
+        yield Check("loads", False, str(error))
+        return
+    problems = contract_problems(scorer)
+    found = f"{len(contract.golden)} golden examples reproduced" if contract.golden else "no golden examples were recorded"
+    yield Check("golden examples", not problems, found if not problems else "; ".join(problems))

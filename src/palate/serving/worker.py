@@ -1,0 +1,304 @@
+"""The queue of one model and its two threads: requests of all clients are tokenized together, then computed together.
+
+What waits when a batch is done is the next batch, up to a budget of tokens; nobody waits for a batch to fill (unless `linger` says so). It goes to the
+packed engine whole, so responses to one prompt that arrive as requests of their own share its computation. Rewards are handed back row by row.
+
+Tokenizing has a thread of its own: the model never waits for it, and the event loop answers others meanwhile.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import math
+import threading
+import time
+from collections import deque
+from collections.abc import Sequence
+from itertools import accumulate, pairwise
+from typing import NamedTuple
+
+import numpy as np
+
+from palate.scoring.local import LocalScorer, aggregate_steps
+from palate.serving.metrics import Metrics
+from palate.serving.pieces import Encoded, Piece, PieceEncoder, Problem
+from palate.serving.routes import Refusal
+from palate.serving.settings import ServerSettings
+from palate.types import Exchange
+
+logger = logging.getLogger(__name__)
+
+PIECES_PER_CALL = 256  # tokenized at a time, so that the model gets the first of many soon
+GATHERED_ROWS = 4
+"""Rows' worth of tokens gathered at a time, shared prefixes not yet taken off: with one row's worth, the groups of 64 clients were cut apart."""
+
+WARM_UP_TEXTS = 8  # as many as the engine checks its packing on
+
+MOST_WAIT = 30  # seconds that a client is told to wait at most
+SPEED_MEMORY = 0.9  # share of the old estimate of tokens a second that a new batch leaves
+
+FAILED = (RuntimeError, ValueError, TypeError, LookupError, AttributeError, ArithmeticError, MemoryError)
+"""What computing a batch may raise (out of memory is a RuntimeError): its requests hear of it, and the thread lives on."""
+
+
+class Scored(NamedTuple):
+    """A piece's reward and what it was read from."""
+
+    reward: float
+    outputs: list[float]  # of the head, where the reward was read (of a model of step rewards: none)
+    steps: list[float] | None
+    tokens: list[float] | None  # the reward read at every token, where asked for
+    ids: list[int]
+    truncated: bool
+
+
+class Ticket:
+    """The pieces of one request on their way, and the future that its client waits for."""
+
+    __slots__ = ("future", "left", "pieces", "results", "withdrawn")
+
+    def __init__(self, pieces: Sequence[Piece], future: asyncio.Future[list[Scored | Problem]]):
+        self.pieces, self.future = pieces, future
+        self.results: list[Scored | Problem] = [Problem("lost", "no answer")] * len(pieces)
+        self.left = len(pieces)
+        self.withdrawn = False
+
+
+class Job(NamedTuple):
+    ticket: Ticket
+    place: int  # among the ticket's pieces
+    encoded: Encoded
+
+
+class Worker:
+    """Scores pieces for an event loop. `start` it, `await score(...)`, and `close` it: what is queued is finished first."""
+
+    def __init__(self, name: str, scorer: LocalScorer, settings: ServerSettings, metrics: Metrics):
+        self.name, self.scorer, self.settings, self.metrics = name, scorer, settings, metrics
+        self.encoder = PieceEncoder(scorer, settings.on_long)
+        self.batch_tokens = settings.batch_tokens or GATHERED_ROWS * scorer.tree_budget
+        self.batch_items = settings.batch_items or settings.queue_items
+        self.items = self.tokens = 0  # queued or being computed
+        self.speed = 0.0  # tokens a second, of late
+        self._intake: deque[Ticket] = deque()
+        self._ready: deque[Job] = deque()
+        self._lock = threading.Lock()
+        self._arrived, self._encoded = threading.Condition(self._lock), threading.Condition(self._lock)
+        self._closing = self._all_encoded = False
+        self._threads = [threading.Thread(target=run, name=f"{what}-{name}", daemon=True) for run, what in ((self._encode, "encode"), (self._score, "score"))]
+        self._count = {key: getattr(metrics, key).labels(name) for key in ("items", "tokens", "truncated", "batch_fill", "batch_sequences")}
+
+    # --- for the event loop ---
+
+    def start(self) -> None:
+        """Compute something small first, so that nobody's first request pays for it, then serve."""
+        self.warm_up()
+        for thread in self._threads:
+            thread.start()
+
+    def warm_up(self) -> None:
+        texts = [Piece(Exchange("", "warm " * n)) for n in range(1, WARM_UP_TEXTS + 1)]
+        encoded = [one for one in self.encoder.encode(texts) if isinstance(one, Encoded)]
+        self._compute([Job(Ticket([], None), 0, one) for one in encoded], deliver=False)  # type: ignore[arg-type]
+
+    async def score(self, pieces: Sequence[Piece]) -> list[Scored | Problem]:
+        """A result for each piece. Raises Refusal where the queue is full or the server goes down."""
+        if not pieces:
+            return []
+        ticket = Ticket(pieces, asyncio.get_running_loop().create_future())
+        with self._lock:
+            if self._closing:
+                raise Refusal(503, "closing", f"{self.name}: the model is going down; ask again", retry_after=1)
+            if self.items + len(pieces) > self.settings.queue_items and self.items:
+                raise self._full()
+            self.items += len(pieces)
+            self._intake.append(ticket)
+            self._arrived.notify()
+        try:
+            return await ticket.future
+        finally:
+            ticket.withdrawn = True  # timed out: what was not computed yet never is
+
+    def close(self) -> None:
+        """Finish what is queued, then end both threads. Blocks; nothing is taken in any more."""
+        with self._lock:
+            self._closing = True
+            self._arrived.notify()
+        for thread in self._threads:
+            if thread.ident is not None:
+                thread.join()
+
+    def _full(self) -> Refusal:
+        wait = math.ceil(self.tokens / self.speed) if self.speed else 1
+        return Refusal(503, "overloaded", f"{self.items} items are queued; ask again later", retry_after=min(max(wait, 1), MOST_WAIT))
+
+    # --- the encoding thread ---
+
+    def _encode(self) -> None:
+        while tickets := self._next_tickets():
+            encoded = self.encoder.encode([piece for ticket in tickets for piece in ticket.pieces])
+            self._queue(tickets, encoded)
+        with self._lock:
+            self._all_encoded = True
+            self._encoded.notify()
+
+    def _next_tickets(self) -> list[Ticket]:
+        """Some requests that wait; none when the worker closes."""
+        with self._lock:
+            while not self._intake and not self._closing:
+                self._arrived.wait()
+            tickets: list[Ticket] = []
+            while self._intake and (not tickets or sum(len(t.pieces) for t in tickets) + len(self._intake[0].pieces) <= PIECES_PER_CALL):
+                tickets.append(self._intake.popleft())
+            return tickets
+
+    def _queue(self, tickets: Sequence[Ticket], encoded: Sequence[Encoded | Problem]) -> None:
+        """Encoded pieces to the computing thread, problems back to their clients. A request that overfills the queue of tokens is refused whole."""
+        ended: list[tuple[Ticket, Refusal | None]] = []
+        at = 0
+        with self._lock:
+            for ticket in tickets:
+                own = encoded[at : at + len(ticket.pieces)]
+                at += len(own)
+                tokens = sum(len(one.ids) for one in own if isinstance(one, Encoded))
+                if self.tokens and self.tokens + tokens > self.settings.queue_tokens:
+                    self.items -= len(own)
+                    ended.append((ticket, self._full()))
+                    continue
+                self.tokens += tokens
+                for index, one in enumerate(own):
+                    if isinstance(one, Problem):
+                        ticket.results[index] = one
+                        ticket.left -= 1
+                        self.items -= 1
+                    else:
+                        self._ready.append(Job(ticket, index, one))
+                if not ticket.left:
+                    ended.append((ticket, None))
+            self._encoded.notify()
+        _hand_back(ended)
+
+    # --- the computing thread ---
+
+    def _score(self) -> None:
+        while jobs := self._gather():
+            started = time.perf_counter()
+            self._compute(jobs)
+            speed = sum(len(job.encoded.ids) for job in jobs) / max(time.perf_counter() - started, 1e-9)
+            self.speed = SPEED_MEMORY * self.speed + (1 - SPEED_MEMORY) * speed if self.speed else speed
+
+    def _gather(self) -> list[Job]:
+        """What waits, first come first served, up to the budget; none when the worker closes."""
+        with self._lock:
+            while True:
+                idle = not self._ready
+                while not self._ready and not self._all_encoded:
+                    self._encoded.wait()
+                if idle and self.settings.linger and not self._closing:
+                    self._encoded.wait_for(lambda: self._closing or len(self._ready) >= self.batch_items, self.settings.linger)
+                if not self._ready:
+                    return []
+                if jobs := self._take():
+                    return jobs
+
+    def _take(self) -> list[Job]:
+        """The first jobs that fit the budget; those that nobody waits for any more are let go."""
+        jobs: list[Job] = []
+        tokens = 0
+        while self._ready and len(jobs) < self.batch_items and (not jobs or tokens + len(self._ready[0].encoded.ids) <= self.batch_tokens):
+            job = self._ready.popleft()
+            if job.ticket.withdrawn:
+                self._release(job)
+                continue
+            jobs.append(job)
+            tokens += len(job.encoded.ids)
+        return jobs
+
+    def _release(self, job: Job) -> None:
+        self.items -= 1
+        self.tokens -= len(job.encoded.ids)
+
+    def _compute(self, jobs: Sequence[Job], *, deliver: bool = True) -> None:
+        """Rewards of a batch, handed back row by row. A batch that fails is computed again one by one, to find whose fault it is."""
+        done: set[int] = set()
+        try:
+            for rows, values in self.scorer.read_ids([job.encoded.ids for job in jobs], _reads(jobs)):
+                found = self._scored([jobs[row] for row in rows], values)
+                done.update(rows.tolist())
+                if deliver:
+                    self._deliver(found)
+        except FAILED as error:
+            left = [job for i, job in enumerate(jobs) if i not in done]
+            logger.exception("%s: computing %d sequences failed", self.name, len(left))
+            if not deliver:
+                raise
+            if len(left) == 1:
+                self._deliver([(left[0], Problem("failed", f"the model failed on it: {type(error).__name__}: {error}"[:300]))])
+                return
+            for job in left:
+                self._compute([job])
+
+    def _scored(self, jobs: Sequence[Job], values: Sequence[np.ndarray]) -> list[tuple[Job, Scored | Problem]]:
+        """From the outputs [tokens read, D] of each of a batch."""
+        rewards = self.scorer.rewards_of(np.concatenate(list(values))).tolist()
+        ends = list(accumulate(map(len, values), initial=0))
+        return [(job, self._one(job.encoded, rewards[start:end], outputs)) for job, outputs, (start, end) in zip(jobs, values, pairwise(ends), strict=True)]
+
+    def _one(self, encoded: Encoded, read: list[float], outputs: np.ndarray) -> Scored | Problem:
+        """`read`: the reward at each token read."""
+        steps = None
+        if encoded.steps is not None:
+            steps = [read[at] for at in encoded.steps] if encoded.every_token else read
+            assert self.scorer.readout.aggregate is not None
+            reward = aggregate_steps(np.array(steps, dtype=np.float32), self.scorer.readout.aggregate)
+        else:
+            reward = read[-1]
+        if not math.isfinite(reward):
+            return Problem("not_finite", f"the model gave {reward} in place of a reward")
+        tokens = read if encoded.every_token else None
+        return Scored(float(reward), outputs[-1].tolist() if steps is None else [], steps, tokens, encoded.ids, encoded.truncated)
+
+    def _deliver(self, found: Sequence[tuple[Job, Scored | Problem]]) -> None:
+        ended: list[tuple[Ticket, Refusal | None]] = []
+        tokens = sum(len(job.encoded.ids) for job, _ in found)
+        with self._lock:
+            for job, result in found:
+                self._release(job)
+                job.ticket.results[job.place] = result
+                job.ticket.left -= 1
+                if not job.ticket.left:
+                    ended.append((job.ticket, None))
+        _hand_back(ended)
+        self._count["items"].inc(len(found))
+        self._count["tokens"].inc(tokens)
+        self._count["truncated"].inc(sum(job.encoded.truncated for job, _ in found))
+        self._count["batch_fill"].observe(tokens / self.scorer.token_budget)
+        self._count["batch_sequences"].observe(len(found))
+
+
+def _reads(jobs: Sequence[Job]) -> list[tuple[int, ...]] | None:
+    """Positions to read of each, where any is read elsewhere than at its last token."""
+    if all(job.encoded.reads is None for job in jobs):
+        return None
+    return [(len(job.encoded.ids) - 1,) if job.encoded.reads is None else job.encoded.reads for job in jobs]
+
+
+def _hand_back(ended: Sequence[tuple[Ticket, Refusal | None]]) -> None:
+    """Wake the clients whose requests are done: one call into each event loop."""
+    loops = {ticket.future.get_loop() for ticket, _ in ended}
+    for loop in loops:
+        own = [(ticket, refusal) for ticket, refusal in ended if ticket.future.get_loop() is loop]
+        try:
+            loop.call_soon_threadsafe(_settle, own)
+        except RuntimeError:  # the loop is closed: nobody waits any more
+            logger.debug("answers to %d requests came after the server had gone", len(own))
+
+
+def _settle(ended: Sequence[tuple[Ticket, Refusal | None]]) -> None:
+    for ticket, refusal in ended:
+        if not ticket.future.done():  # cancelled by a timeout
+            if refusal is None:
+                ticket.future.set_result(ticket.results)
+            else:
+                ticket.future.set_exception(refusal)
