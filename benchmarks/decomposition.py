@@ -34,7 +34,7 @@ from palate.multi_objective.baselines import gaussian_heads, shared_base_ensembl
 from palate.multi_objective.decomposition import decompose, decompose_rows
 from palate.multi_objective.heads import LinearHeads, original_head, save_heads, signed_heads
 from palate.multi_objective.pairs import embedded_pairs
-from palate.multi_objective.trials import TrialSettings, run_trials
+from palate.multi_objective.trials import Exclude, TrialSettings, run_trials
 from palate.sample import base_model_path, load_sample
 from palate.scoring.embeddings import open_embedder
 from palate.scoring.local import load_scorer
@@ -54,7 +54,7 @@ class Task(NamedTuple):
 
     train: list[dict[str, Any]]  # rows
     users: list[PreferenceGroup]  # `user` in the metadata; where `adapts` is there, only those with it true are adapted on and only others tested
-    exclude: str
+    exclude: Exclude
     note: str
 
 
@@ -158,7 +158,7 @@ def quality(name: str, task: Task, scratch: Path) -> dict[str, Any]:
     directory = train(settings(data, scratch / "model"), say=lambda text: None).directory
     trained = time.perf_counter() - started
     embedder, scorer, _ = open_embedder(str(directory), scratch / "cache")
-    on = embedded_pairs(embedder, load_groups(data).groups)
+    on = embedded_pairs(embedder, load_groups(data, on_bad_row="drop").groups)
     found = decompose(on, components=COMPONENTS)
     users = embedded_pairs(embedder, task.users, weights="given")
     original, directions = original_head(scorer), signed_heads(found)
@@ -179,7 +179,7 @@ def quality(name: str, task: Task, scratch: Path) -> dict[str, Any]:
     apart = {"adapt_on": pool, "test_on": ~pool} if pool.any() else {}
     results = {}
     for n in (5, 15):
-        trials = run_trials(users, scores, single, users.metadata("user"), TrialSettings(pairs=n, exclude=task.exclude), **apart)  # type: ignore[arg-type]
+        trials = run_trials(users, scores, single, users.metadata("user"), TrialSettings(pairs=n, exclude=task.exclude), **apart)
         record = trials.as_dict()
         results[str(n)] = record | {"users": [{key: value for key, value in user.items() if key != "draws"} for user in record["users"]]}
         shown = {kind: f"{100 * t.accuracy:.1f} ({100 * t.difference:+.1f}, p {t.p_value:.3f})" for kind, t in trials.overall.items()}
@@ -193,7 +193,7 @@ def quality(name: str, task: Task, scratch: Path) -> dict[str, Any]:
             single,
             users.metadata("user"),
             TrialSettings(pairs=15, temperature=temperature, exclude=task.exclude),
-            **apart,  # type: ignore[arg-type]
+            **apart,
         )
         colder[str(temperature)] = trials.as_dict()["overall"]
         print(name, f"n=15, temperature {temperature}", {kind: f"{100 * t.accuracy:.1f}" for kind, t in trials.overall.items()}, flush=True)

@@ -2,7 +2,8 @@
 
     python benchmarks/uncertainty.py --data FOLDER --scratch FOLDER --output results/uncertainty.json [--only best_of_n,ratings,attributes]
 
-all-MiniLM-L6-v2, trained in each case in one short run (two epochs, for ratings six, learning rate 1e-4, one thread, bfloat16 autocast). Gold: win probabilities of a judge over
+all-MiniLM-L6-v2, trained in each case in one short run (two epochs, for ratings six, learning rate 1e-4, one thread, bfloat16 autocast). Gold: win
+probabilities of a judge over
 a common baseline (alpaca_eval_kwise), right answers (gsm8k_kwise), ratings of 1 to 5 (gpt4_rated). Small sets and one seed: what the intervals (over
 prompts) do not hold is how much a second training run would differ.
 """

@@ -73,7 +73,9 @@ def test_rewards_of_a_column_pairs_and_gold(write_jsonl: Any, tmp_path: Path, ca
         (["--output", "x.jsonl"], 3, "has no column 'reward'"),
     ],
 )
-def test_what_is_refused(flags: list[str], code: int, says: str, write_jsonl: Any, capsys: pytest.CaptureFixture[str], monkeypatch: Any, tmp_path: Path) -> None:
+def test_what_is_refused(
+    flags: list[str], code: int, says: str, write_jsonl: Any, capsys: pytest.CaptureFixture[str], monkeypatch: Any, tmp_path: Path
+) -> None:
     monkeypatch.chdir(tmp_path)
     data = write_jsonl([{"prompt": "q", "responses": ["a", "b"]}])
     assert main(["best-of", "--rewards", "reward", "--data", str(data), *flags]) == code

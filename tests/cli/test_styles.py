@@ -121,3 +121,19 @@ def test_audit_in_other_styles(style: str, write_jsonl, tmp_path: Path) -> None:
         assert stub.stats()["served"] == 16, "two responses, or two orders, of eight pairs"
     figures = json.loads(output.read_text())
     assert figures["accuracy"]["value"] == 1.0 and figures["contradictions"] == 0 and figures["provenance"]["style"] == style
+
+
+@pytest.mark.parametrize("mode", ["jury", "cascade"])
+def test_a_panel_builds_rows_and_says_what_each_member_did(mode: str, data: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    panel = tmp_path / "panel.yaml"
+    panel.write_text(yaml.safe_dump({"mode": mode, "judges": [{"model": "one"}, {"model": "two", "form": "token"}]}))
+    with running(Dials(position_bias=0.3)) as stub:
+        command = arguments(data, stub.url, tmp_path, "--no-probe")
+        command[command.index("stub")] = f"panel:{panel}"
+        assert main([*command, "--dry-run"]) == 0
+        out = capsys.readouterr().out
+        assert out.count("60 requests, 0 answered before: 60 calls") == 2 and ("at most" in out.split("two (")[1][:60]) == (mode == "cascade")
+        assert stub.stats()["served"] == 0 and main(command) == 0
+        card = card_of(tmp_path)
+        assert stub.stats()["served"] == 64 * (2 if mode == "jury" else 1), "60 verdicts and 4 canaries; a cascade passes nothing on that is decided"
+    assert card["rows"] == 30 and card["panel"]["mode"] == mode and card["canaries"]["asked"] == 4

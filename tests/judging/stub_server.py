@@ -28,6 +28,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from email.utils import formatdate
+from functools import lru_cache
 from typing import Any
 
 TAG = re.compile(r"\(strength (-?[0-9.]+)\)")
@@ -116,7 +117,7 @@ class StubJudge:
         self.in_flight += 1
         self.peak = max(self.peak, self.in_flight)
         if self.dials.fixed is None:
-            self.by_body[hash_of(json.loads(raw))] += 1
+            self.by_body[self._read(raw)[1]] += 1
         if self.turned_away():
             return self._response(429, {"error": {"message": "too many requests", "code": "rate_limit_exceeded"}}, self._retry_after())
         if self.dials.error_rate and self._chance.random() < self.dials.error_rate:
@@ -131,11 +132,18 @@ class StubJudge:
                 content = _completion([_choice(0, self.dials.fixed)], 700, 120)
                 self._fixed = (self.dials.fixed, http(200, json.dumps(content).encode()))
             return self._fixed[1]
-        body = json.loads(raw)
-        if _share(body, "bad request") < self.dials.bad_request_rate:
+        body, digest = self._read(raw)
+        if _meets(body, "bad request", self.dials.bad_request_rate):
             return self._response(400, {"error": {"message": "the stub cannot read this"}})
-        self.answered[hash_of(body)] += 1
+        self.answered[digest] += 1
         return self._response(200, self.completion(body))
+
+    @staticmethod
+    @lru_cache(maxsize=1024)
+    def _read(raw: bytes) -> tuple[dict[str, Any], str]:
+        """(the body, its hash), read once though asked for on arrival and on leaving."""
+        body = json.loads(raw)
+        return body, hash_of(body)
 
     def _retry_after(self) -> dict[str, str]:
         if self.dials.retry_after is None:
@@ -158,13 +166,13 @@ class StubJudge:
     def _choice_of(self, body: Mapping[str, Any], index: int) -> dict[str, Any]:
         dials = self.dials
         judged = _responses(body["messages"])
-        if judged and _share(body, "refusal") < dials.refusal_rate:
+        if judged and _meets(body, "refusal", dials.refusal_rate):
             return _choice(index, None, refusal="I would rather not judge this.")
-        if judged and _share(body, "filtered") < dials.filtered_rate:
+        if judged and _meets(body, "filtered", dials.filtered_rate):
             return _choice(index, "Response A", "content_filter")
-        if judged and _share(body, "empty") < dials.empty_rate:
+        if judged and _meets(body, "empty", dials.empty_rate):
             return _choice(index, "")
-        if judged and _share(body, "cut off") < dials.cut_off_rate:
+        if judged and _meets(body, "cut off", dials.cut_off_rate):
             return _choice(index, REASONS[:40], "length")
         draw = self._draw(body, index)
         logit = self._logit(judged, draw)
@@ -192,8 +200,13 @@ class StubJudge:
             return 0.0
         first, second = judged
         plain = self.strength(first) - self.strength(second) + self.dials.length_bias * (len(first) - len(second)) / 100
-        share = _share([first, second, draw], "noise")
-        return plain + self.dials.position_bias + self.dials.noise * math.log(share / (1 - share))
+        return plain + self.dials.position_bias + self._noise([first, second, draw], "noise", self.dials.noise)
+
+    @staticmethod
+    def _noise(what: Any, purpose: str, scale: float) -> float:
+        """A logistic number of that scale."""
+        share = _share(what, purpose) if scale else 0.5
+        return scale * math.log(share / (1 - share))
 
     def _text(self, body: Mapping[str, Any], judged: Sequence[str], logit: float, draw: str) -> str:
         asked = str(body["messages"][-1]["content"])
@@ -202,7 +215,7 @@ class StubJudge:
             return json.dumps(self._shaped(schema, judged, logit, draw))
         if not judged:
             return " ".join(random.Random(f"{body['messages']} {draw}").choices(WORDS.split(), k=12))
-        if not repair and _share(body, "malformed") < self.dials.malformed_rate:
+        if not repair and _meets(body, "malformed", self.dials.malformed_rate):
             return NO_VERDICT
         verdict = self._verdict(asked.rpartition("<<<end of")[2], judged, logit, draw)
         return verdict if repair or len(verdict) == 1 or verdict.startswith("{") else f"{REASONS}\n\n{verdict}"
@@ -215,8 +228,7 @@ class StubJudge:
         return [chr(ord("A") + i) for i in order]
 
     def _rating(self, judged: Sequence[str], draw: str) -> int:
-        share = _share([judged[0], draw], "rating")
-        wanted = 5.5 + 2 * self.strength(judged[0]) + self.dials.rating_noise * math.log(share / (1 - share))
+        wanted = 5.5 + 2 * self.strength(judged[0]) + self._noise([judged[0], draw], "rating", self.dials.rating_noise)
         return round(min(10.0, max(1.0, wanted)))
 
     def _verdict(self, asked: str, judged: Sequence[str], logit: float, draw: str) -> str:
@@ -275,6 +287,11 @@ def _share(what: Any, purpose: str) -> float:
     """A number in (0, 1) that depends on nothing else: the chance of a body to meet a fault."""
     digest = hashlib.sha256(json.dumps([purpose, what], sort_keys=True).encode()).digest()
     return (int.from_bytes(digest[:7], "big") + 1) / (2**56 + 2)
+
+
+def _meets(what: Any, purpose: str, rate: float) -> bool:
+    """Whether a body meets a fault of that rate; without faults nothing is computed, which would take longer than the answer."""
+    return rate > 0 and _share(what, purpose) < rate
 
 
 def _log_sigmoid(x: float) -> float:

@@ -55,7 +55,9 @@ def test_messages_are_judged_as_texts_are() -> None:
     told = Told(lambda a, b: "a" if "good" in a else "b")
     prompt, pair = [{"role": "user", "content": "q"}], [[{"role": "assistant", "content": "bad"}], [{"role": "assistant", "content": "good"}]]
     assert online_judge(told).judge([prompt], [pair]) == [1]
-    assert told.asked[0] == Matchup(({"role": "user", "content": "q"},), ({"role": "assistant", "content": "bad"},), ({"role": "assistant", "content": "good"},))
+    assert told.asked[0] == Matchup(
+        ({"role": "user", "content": "q"},), ({"role": "assistant", "content": "bad"},), ({"role": "assistant", "content": "good"},)
+    )
 
 
 def test_a_pair_is_asked_about_once_in_either_order() -> None:
@@ -112,9 +114,7 @@ def test_a_chat_judge_is_asked_in_one_batch_through_its_caller() -> None:
 
 def told_by(reward: Any, prompts: Sequence[Any], completions: Sequence[Any], **columns: Any) -> tuple[list[float | None], dict[str, float]]:
     metrics: dict[str, float] = {}
-    found = reward(
-        prompts=prompts, completions=completions, completion_ids=None, log_metric=metrics.__setitem__, log_extra=None, trainer_state=None, **columns
-    )
+    found = reward(prompts=prompts, completions=completions, completion_ids=None, log_metric=metrics.__setitem__, log_extra=None, trainer_state=None, **columns)
     return (asyncio.run(found) if inspect.iscoroutine(found) else found), metrics
 
 
@@ -128,7 +128,7 @@ def test_win_rates_within_a_prompt_by_hand() -> None:
 
 
 def test_what_is_not_decided_takes_no_part() -> None:
-    """"bad" has no decided pair and no reward. "unsure" contradicts itself against both; the others' one decided pair is all they have."""
+    """ "bad" has no decided pair and no reward. "unsure" contradicts itself against both; the others' one decided pair is all they have."""
     reward = judge_reward(Told(rule), by="win_rate", asynchronous=False)
     found, metrics = told_by(reward, ["p"] * 4, ["abc", "a", "unsure", "bad"])
     assert found == [1, 0, None, None]
@@ -146,7 +146,7 @@ def test_strengths_are_those_of_a_bradley_terry_fit() -> None:
     np.testing.assert_allclose(found[:4], fit.strengths, atol=1e-6)
     two = fit_bradley_terry(2, [0], [1], [1.0], weight=[2.0], ridge=0.5)
     np.testing.assert_allclose(found[4:], two.strengths, atol=1e-6)
-    strengths = {text: s for text, s in zip(texts, (0.4, 2.0, -1.0, 0.1), strict=True)}
+    strengths = dict(zip(texts, (0.4, 2.0, -1.0, 0.1), strict=True))
     measured, _ = told_by(judge_reward(Biased(strengths, position=1.5, logits=True), policy="keep_mean"), ["p"] * 4, texts)
     centred = np.array([strengths[text] for text in texts]) - np.mean(list(strengths.values()))
     np.testing.assert_allclose(measured, centred, atol=0.05)  # the position is gone

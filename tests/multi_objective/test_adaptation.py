@@ -196,7 +196,7 @@ def test_users_with_too_little_are_counted_and_pools_are_kept_apart() -> None:
 
 
 def test_random_heads_are_seeded_and_the_ensemble_learns() -> None:
-    pairs, _, vectors, taste = two_tastes()
+    pairs, _, vectors, _ = two_tastes()
     ann = pairs[np.array([pairs.groups[g].metadata["user"] == "ann" for g in pairs.group])]
     assert uniform_heads(5, 8, 0).weights.min() < 0 < uniform_heads(5, 8, 0).weights.max() <= 1
     np.testing.assert_array_equal(gaussian_heads(5, 8, 3).weights, gaussian_heads(5, 8, 3).weights)

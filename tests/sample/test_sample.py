@@ -12,7 +12,7 @@ from scipy.stats import spearmanr
 from palate.data.loading import load_groups, prompt_key
 from palate.data.validation import check_groups
 from palate.errors import ModelError
-from palate.sample import base_model_path, load_sample, sample_path
+from palate.sample import base_model_path, gold_path, load_sample, sample_path
 from palate.types import text_of
 
 ROWS = [json.loads(line) for split in ("train", "test") for line in (sample_path() / f"{split}.jsonl").read_text(encoding="utf-8").splitlines()]
@@ -86,3 +86,17 @@ def test_an_altered_base_model_is_refused(monkeypatch: pytest.MonkeyPatch) -> No
     monkeypatch.setattr(palate.sample, "BASE_MODEL_PACKAGE", "no_such_package")
     with pytest.raises(ModelError, match=r"pip install 'palate\[quickstart\]'"):
         base_model_path()
+
+
+def test_the_gold_set() -> None:
+    """66 pairs, none with equal sides or a prompt twice; length decides no more than a coin would, so that a judge that goes by it is seen."""
+    groups = load_groups(gold_path()).groups
+    rows = [json.loads(line) for line in gold_path().read_text(encoding="utf-8").splitlines()]
+    assert len(groups) == len(rows) == 66 and len({row["prompt"] for row in rows}) == len({row["id"] for row in rows}) == 66
+    assert min(Counter(row["category"] for row in rows).values()) >= 6 and len({row["category"] for row in rows}) == 8
+    assert all(row["chosen"].strip() != row["rejected"].strip() and row["why"] for row in rows)
+    longer = [len(row["chosen"]) > len(row["rejected"]) for row in rows if row["category"] != "long and wrong"]
+    assert 0.4 < sum(longer) / len(longer) < 0.6
+    assert [group.metadata["category"] for group in groups] == [row["category"] for row in rows]
+    own = {text_of(group.prompt) for split in ("train", "test") for group in load_sample(split)}
+    assert not own & {row["prompt"] for row in rows}

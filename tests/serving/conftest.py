@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 import pytest
 from fastapi.testclient import TestClient
+from tests.conftest import TOKENIZERS, tiny_model
 
 from palate.data.templates import prepare_tokenizer
 from palate.models.checkpoints import RewardContract, RewardStatistics
@@ -18,8 +19,8 @@ from palate.serving.app import make_app
 from palate.serving.hosting import Loading, Models
 from palate.serving.metrics import Metrics
 from palate.serving.settings import ServerSettings
+from palate.serving.worker import Served
 from palate.types import Readout
-from tests.conftest import TOKENIZERS, tiny_model
 
 STATISTICS = RewardStatistics(mean=0.25, std=0.5, temperature=2.0, comparisons=10)
 
@@ -58,14 +59,14 @@ def serve() -> Iterator[Serve]:
     """Serve scorers by name under settings; every app is drained at the end."""
     with ExitStack() as stack:
 
-        def start(scorers: LocalScorer | dict[str, LocalScorer], *, loading: Loading | None = None, **settings: Any) -> Serving:
+        def start(scorers: LocalScorer | Served | dict[str, LocalScorer], *, loading: Loading | None = None, **settings: Any) -> Serving:
             named = scorers if isinstance(scorers, dict) else {"tiny": scorers}
             given, metrics = ServerSettings(**settings), Metrics()
             models = Models(given, metrics, loading)
             for name, scorer in named.items():
-                models.add(name, name, scorer)
+                models.add(name, name, scorer if isinstance(scorer, Served) else Served(scorer))
             client = stack.enter_context(TestClient(make_app(models, given, metrics), raise_server_exceptions=False))
-            return Serving(client, next(iter(named.values())), models, metrics)
+            return Serving(client, models.get(None).scorer, models, metrics)
 
         yield start
 

@@ -8,10 +8,10 @@ from typing import Any
 
 import numpy as np
 import pytest
+from tests.serving.conftest import Serve, tiny_scorer
 
 from palate.scoring.local import LocalScorer
 from palate.types import Readout
-from tests.serving.conftest import Serve, tiny_scorer
 
 CHAT = [{"role": "user", "content": "what is the capital of france?"}, {"role": "assistant", "content": "paris is the capital."}]
 TEXT = "[user] what is the capital? </s>[assistant] paris </s>"

@@ -8,10 +8,15 @@ from typing import Any
 
 import numpy as np
 import pytest
-
-from palate.scoring.local import LocalScorer
-from palate.types import Exchange, Readout, TokenIds
+import torch
 from tests.serving.conftest import STATISTICS, Serve, tiny_scorer
+
+from palate.scoring.gated import Gate, GatedScorer, GateSettings
+from palate.scoring.laplace import LaplaceScorer, Posterior
+from palate.scoring.local import LocalScorer
+from palate.scoring.uncertainty import HeadScorer, member_names
+from palate.serving.worker import Served
+from palate.types import Exchange, Readout, TokenIds
 
 CHAT = [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "hello there"}]
 
@@ -127,9 +132,52 @@ def test_step_rewards(serve: Serve) -> None:
     assert plain["reward"] == near(min(steps)) and "steps" not in plain
 
 
+def test_uncertainty_of_member_heads(serve: Serve) -> None:
+    scorer = tiny_scorer("llama", readout=Readout(member_names(3), (1 / 3, 1 / 3, 1 / 3)), statistics=STATISTICS)
+    head = HeadScorer(scorer)
+    rewards, uncertainty = head.estimate([CHAT, "hello"])
+    served = serve(Served(scorer, head))
+    body = {"items": [{"messages": CHAT}, {"bad": 1}, {"text": "hello"}], "return": ["uncertainty", "heads"]}
+    chat, bad, text = served.post("/v1/rewards", body)["data"]
+    assert [chat["reward"], text["reward"]] == [near(value) for value in rewards] and bad["error"]
+    assert [chat["uncertainty"], text["uncertainty"]] == [near(value) for value in uncertainty] and min(uncertainty) > 0
+    assert chat["uncertainty"] == near(np.std(list(chat["heads"].values())))
+    assert served.post("/v1/rewards", {**body, "calibrate": True})["data"][0]["uncertainty"] == near(uncertainty[0] / 0.5)
+    assert "uncertainty" not in served.post("/v1/rewards", {"items": [{"text": "a"}]})["data"][0]
+
+
+def test_uncertainty_of_a_posterior(serve: Serve, llama: LocalScorer) -> None:
+    rng = np.random.default_rng(0)
+    root = rng.normal(size=(llama.width, llama.width))
+    laplace = LaplaceScorer(llama, Posterior(root @ root.T + np.eye(llama.width), rng.normal(size=llama.width), {}))
+    rewards, uncertainty = laplace.estimate([CHAT, "hello"])
+    answer = serve(Served(llama, laplace)).post("/v1/rewards", {"items": [{"messages": CHAT}, {"text": "hello"}], "return": ["uncertainty", "tokens"]})
+    assert [row["reward"] for row in answer["data"]] == [pytest.approx(value, abs=1e-5) for value in rewards]
+    assert [row["uncertainty"] for row in answer["data"]] == [pytest.approx(value, rel=1e-4) for value in uncertainty]
+
+
+def test_a_gate_makes_the_reward(serve: Serve) -> None:
+    scorer = tiny_scorer("llama", readout=Readout(("helpfulness", "verbosity"), (0.5, 0.5)))
+    torch.manual_seed(0)
+    settings = GateSettings(scorer.readout.outputs, (0.1, 0.2), (0.5, 2.0), "verbosity", lambdas=(0.3, 0.0), hidden=(8,), temperature=1.0)
+    gated = GatedScorer(scorer, Gate(scorer.width, 2, hidden=(8,), temperature=1.0), settings)
+    other = [{"role": "user", "content": "what is the sea?"}, {"role": "assistant", "content": "water"}]
+    expected, details = gated.score_detailed([CHAT, other])
+    served = serve(Served(scorer, gated))
+    body = {"items": [{"messages": CHAT}, {"text": "no prompt"}, {"messages": other}, {"input_ids": [5]}], "return": ["heads"]}
+    first, whole, second, ids = served.post("/v1/rewards", body)["data"]
+    assert [first["reward"], second["reward"]] == [near(value) for value in expected] and expected[0] != near(scorer.score([CHAT])[0])
+    assert first["gate"] == {name: near(value) for name, value in details[0]["gate"].items()} and first["heads"]["helpfulness"] == near(
+        details[0]["helpfulness"]
+    )
+    assert all("gate reads the prompt" in one["error"] for one in (whole, ids))
+    assert served.post("/classify", {"messages": CHAT})["data"][0]["probs"] == [near(expected[0])]
+    assert served.client.post("/classify", json={"input": "whole text"}).status_code == 400
+
+
 def test_what_a_model_does_not_give_is_said(serve: Serve, llama: LocalScorer) -> None:
     client = serve(llama).client
-    for part, said in (("steps", "rewards whole responses"), ("uncertainty", "no uncertainty of its own"), ("colour", "Input should be")):
+    for part, said in (("steps", "rewards whole responses"), ("uncertainty", "states no uncertainty"), ("colour", "Input should be")):
         answer = client.post("/v1/rewards", json={"items": [{"text": "a"}], "return": [part]})
         assert answer.status_code == 400 and said in answer.json()["error"]["message"]
 

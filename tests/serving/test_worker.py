@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from tests.serving.conftest import tiny_scorer
 
 from palate.data.tokenization import common_prefix
 from palate.scoring.local import LocalScorer
@@ -16,9 +17,8 @@ from palate.serving.metrics import Metrics
 from palate.serving.pieces import Piece, Problem
 from palate.serving.routes import Refusal
 from palate.serving.settings import ServerSettings
-from palate.serving.worker import Scored, Worker
+from palate.serving.worker import Scored, Served, Worker
 from palate.types import Exchange
-from tests.serving.conftest import tiny_scorer
 
 
 def texts(*given: str) -> list[Piece]:
@@ -48,7 +48,7 @@ def scorer() -> LocalScorer:
 
 
 def started(scorer: LocalScorer, **settings: Any) -> Worker:
-    worker = Worker("tiny", scorer, ServerSettings(**settings), Metrics())
+    worker = Worker("tiny", Served(scorer), ServerSettings(**settings), Metrics())
     worker.start()
     return worker
 

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 def main(arguments: Sequence[str]) -> int:
     options = parse(arguments)
     from palate.cli.console import console, quiet_libraries
+    from palate.cli.panels import panel_figures
     from palate.data.loading import read_rows
     from palate.judging.candidates import read_candidates
     from palate.judging.dataset_card import dataset_card
@@ -45,6 +46,7 @@ def main(arguments: Sequence[str]) -> int:
         **built.card,
         "left_out_before": found.left_out,
         "canaries": watched.figures(),
+        "panel": panel_figures(opened),
         "calls": spent,
         "cost_per_row": spent["cost"] / len(built.rows) if spent.get("cost") is not None and built.rows else None,
     }
@@ -91,6 +93,11 @@ def drawn_canaries(options: argparse.Namespace, found: Candidates) -> list[Canar
 
 
 def knows_ties(options: argparse.Namespace) -> bool:
+    """Whether the judge, or one of a panel, can call two responses equal."""
+    if options.judge.startswith("panel:"):
+        from palate.cli.panels import read_members
+
+        return any(knows_ties(member) for member in read_members(options)[1])
     return not options.judge.startswith("logits:") and form_of(options) not in ("binary", "token")
 
 
@@ -130,6 +137,8 @@ def show_plan(options: argparse.Namespace, found: Candidates, references: dict[s
     from palate.judging.budget import dry_run
     from palate.judging.calls import Price
 
+    if options.judge.startswith("panel:"):
+        return show_panel_plan(options, found, references, canaries)
     what = described(options, found)
     if options.judge.startswith(("rm:", "logits:", "local:")):
         console.print(f"{what}; {len(canaries)} canaries; no calls: the judge runs in this process")
@@ -146,6 +155,19 @@ def show_plan(options: argparse.Namespace, found: Candidates, references: dict[s
         cost = "unknown" if own.cost is None else f"{own.cost:.4f}"
         console.print(f"and {len(watching)} canaries: {own.calls:,} calls, cost {cost} (--canaries 0 leaves them out)", markup=False, highlight=False)
     console.print("Besides these: some short calls that probe the endpoint (unless --no-probe), and up to 3 more for an answer without a verdict")
+    return 0
+
+
+def show_panel_plan(options: argparse.Namespace, found: Candidates, references: dict[str, Any], canaries: Sequence[Canary]) -> int:
+    """The plan of each member, as if it were asked about everything: so it is in a jury, and in a cascade where the ones before it decide nothing."""
+    from palate.cli.console import console
+    from palate.cli.panels import read_members
+
+    panel, members = read_members(options)
+    for place, (one, member) in enumerate(zip(panel.judges, members, strict=True)):
+        most = "; at most, of what the ones before leave in doubt" if panel.mode == "cascade" and place else ""
+        console.print(f"{one.label} ({panel.mode}{most}):", markup=False)
+        show_plan(member, found, references, canaries)
     return 0
 
 

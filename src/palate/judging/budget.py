@@ -161,7 +161,8 @@ def dry_run(
 ) -> Estimate:
     """What the requests would come to, without a call.
 
-    `prices`: of models that have another than `price`. `completion_tokens` is the length of an answer to reckon with; without it answers are taken to be of full length (max_tokens), so that the cost is the
+    `prices`: of models that have another than `price`. `completion_tokens` is the length of an answer to reckon with; without it answers are taken to be of
+    full length (max_tokens), so that the cost is the
     most they can come to. Give the `endpoint` of the client with its cache: answers are kept by it. Failed attempts that are made again are not foreseen.
     """
     num_requests = prompt = completion = 0

@@ -77,7 +77,7 @@ def probe(caller: Caller, model: str, *, state: str = "") -> Capabilities:
         *_free_draws(model, first),
         *(_request(model, FREE, free, sample=first + k, extra={"seed": seed}) for k, seed in enumerate((1, 1, 2, 3))),
     ]
-    plain, with_logprobs, shaped, several, *drawn = _answered(caller, model, asked)
+    _plain, with_logprobs, shaped, several, *drawn = _answered(caller, model, asked)
     found = {
         "logprobs": _logprobs(with_logprobs),
         "n": _several(several),

@@ -41,7 +41,9 @@ class PanelSettings(BaseModel):
 
     mode: Mode = Field("jury", description="jury: all are asked, the weighted majority wins; cascade: the next one is asked where the one before is in doubt.")
     judges: list[MemberSettings] = Field(min_length=2, description="Who judges; of a cascade the cheapest first.")
-    doubtful: float = Field(0.0, ge=0, lt=0.5, description="Distance from 1/2 within which a probability is a doubt, besides contradictions, ties and failures.")
+    doubtful: float = Field(
+        0.0, ge=0, lt=0.5, description="Distance from 1/2 within which a probability is a doubt, besides contradictions, ties and failures."
+    )
 
     @model_validator(mode="after")
     def _is_meant(self) -> PanelSettings:

@@ -36,7 +36,11 @@ def audit_table(figures: Mapping[str, Any], *, title: str, confidence: float) ->
         table.add_row(f"{own['writer']} wins by the judge", *_share(own["by_judge"]))
         table.add_row(f"{own['writer']} wins by the labels", f"{100 * own['by_labels']:.1f} %", "")
     if canaries := figures.get("canaries"):
-        names = {"told_apart": "a response told apart from itself", "first_position": "of these for the first position", "mistaken": "worse than a shuffled copy"}
+        names = {
+            "told_apart": "a response told apart from itself",
+            "first_position": "of these for the first position",
+            "mistaken": "worse than a shuffled copy",
+        }
         for key, name in names.items():
             table.add_row(f"canaries: {name}", *_share(canaries[key]))
     _panel_rows(table, figures.get("panel"))

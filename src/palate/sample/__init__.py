@@ -27,8 +27,8 @@ def sample_path() -> Path:
 
 
 def gold_path() -> Path:
-    """`gold.jsonl`: pairs whose better response is plain to see, to audit a judge with (palate judge audit --data sample)."""
-    with as_file(files("palate.sample") / "gold.jsonl") as path:
+    """66 pairs of 8 categories whose better response is plain to see, with the reason `why`: to audit a judge with (palate judge audit --data sample)."""
+    with as_file(files("palate.sample") / "gold" / "gold.jsonl") as path:
         return path
 
 

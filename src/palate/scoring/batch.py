@@ -258,7 +258,7 @@ def rank_and_ranks() -> tuple[int, int]:
     return int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
 
 
-def score_here(job: ScoringJob, shards: Sequence[Shard], scorer: LocalScorer | None = None) -> None:
+def score_here(job: ScoringJob, shards: Sequence[Shard], scorer: Detailed | None = None) -> None:
     """One shard after the other; of several ranks each takes its own, by the shard's number, so that it does not matter when they start."""
     rank, ranks = rank_and_ranks()
     mine = [shard for shard in shards if shard.number % ranks == rank]

@@ -133,10 +133,11 @@ def _average(source: str, rest: str, options: Mapping[str, Any]) -> Opened:
 
 
 def _generative(rest: str, options: Mapping[str, Any]) -> Opened:
-    """A generative reward model. What it answers depends on its prompt's wording too, which is no part of an identity yet: nothing is cached."""
+    """A generative reward model. Its rewards depend on the wording of what it is asked, which is part of its identity."""
     known = {key: value for key, value in options.items() if key in ("max_length", "device", "dtype") and value is not None}
     scorer = load_generative_scorer(rest, **known)
-    return Opened(scorer, {"name": rest, "architecture": "language model asked for yes or no"}, None)
+    identity = {"kind": "generative", "model": _weights(rest, scorer.reader.model), **scorer.identity(), "palate": version("palate")}
+    return Opened(scorer, {"name": rest, "architecture": "language model asked for yes or no"}, identity)
 
 
 def _implicit(rest: str, options: Mapping[str, Any]) -> Opened:

@@ -14,7 +14,7 @@ from palate.scoring.sources import open_scorer
 from palate.serving.metrics import Metrics
 from palate.serving.routes import Refusal
 from palate.serving.settings import ServerSettings
-from palate.serving.worker import Worker
+from palate.serving.worker import Front, Served, Worker
 
 
 class Hosted(NamedTuple):
@@ -34,16 +34,17 @@ class Loading(NamedTuple):
     allow_pickle: bool = False
     trust_remote_code: bool = False
 
-    def open(self, source: str) -> LocalScorer:
+    def open(self, source: str) -> Served:
         """Raises ModelError or ConfigError for what cannot be served."""
         folder = Path(source)
         if not self.allow_pickle and (folder / "adapter_config.json").is_file() and not (folder / "adapter_model.safetensors").is_file():
             raise ModelError(f"{source}: its adapter is no safetensors file; pass --allow-pickle to load it all the same")
         safe: dict[str, Any] = {} if self.allow_pickle else {"use_safetensors": True}
         opened = open_scorer(source, trust_remote_code=self.trust_remote_code, **self.options, **safe)
-        if opened.local is None or opened.scorer is not opened.local:
+        front = None if opened.scorer is opened.local else opened.scorer
+        if opened.local is None or not isinstance(front, Front | None):
             raise ConfigError(f"{source}: only checkpoints with a reward head are served (no endpoints, ensembles, implicit rewards or input formats)")
-        return opened.local
+        return Served(opened.local, front)
 
 
 class Models:
@@ -54,12 +55,12 @@ class Models:
         self._hosted: dict[str, Hosted] = {}
         self._loading = threading.Lock()
 
-    def add(self, name: str, source: str, scorer: LocalScorer, loaded: int = 0) -> Hosted:
+    def add(self, name: str, source: str, served: Served, loaded: int = 0) -> Hosted:
         """Warm a model up, then let it answer; one of the same name finishes what it has and goes."""
-        worker = Worker(name, scorer, self.settings, self.metrics)
+        worker = Worker(name, served, self.settings, self.metrics)
         worker.start()
         old = self._hosted.get(name)
-        hosted = Hosted(name, source, scorer, worker, loaded)
+        hosted = Hosted(name, source, served.scorer, worker, loaded)
         self._hosted = {**self._hosted, name: hosted}  # whole at once: a request sees the old one or the new one
         self.metrics.watch_queue(name, lambda: worker.items, lambda: worker.tokens)
         if old is not None:

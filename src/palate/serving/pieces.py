@@ -23,6 +23,7 @@ class Piece(NamedTuple):
     exchange: Exchange
     framing: Framing = "contract"
     every_token: bool = False  # outputs of all tokens, not only of those that make the reward
+    uncertain: bool = False  # its uncertainty as well
     limit: int | None = None  # tokens that whole text is cut to, as its request asks
     cut: Literal["left", "right"] = "left"
 
@@ -39,16 +40,17 @@ class Encoded(NamedTuple):
     reads: tuple[int, ...] | None  # positions to read; None: the last token, or whatever an encoder pools
     steps: tuple[int, ...] | None  # of a model of step rewards: ends of its steps
     truncated: bool
-    every_token: bool = False
+    piece: Piece
 
 
 class PieceEncoder:
     """Turns pieces into token ids by the rules of one model. Not safe for threads: tokenizers are not."""
 
-    def __init__(self, scorer: LocalScorer, on_long: str):
+    def __init__(self, scorer: LocalScorer, on_long: str, *, gated: bool = False):
         self.scorer, self.encoder, self.tokenizer = scorer, scorer.encoder, scorer.tokenizer
         self.cuts_prompts = scorer.cut_prompts or on_long == "truncate_prompt"
         self.limit = scorer.encoder.max_length
+        self.gated = gated
         self.reads_every_token = bool(describe_model(scorer)["decoder"])
         self.num_ids = int(scorer.model.get_input_embeddings().num_embeddings)
         self.prefix = list(self.encoder.rules.prefix)
@@ -93,6 +95,8 @@ class PieceEncoder:
             return Problem("empty", "it is empty: it has no token to read a reward from")
         if piece.every_token and not self.reads_every_token:
             return Problem("refused", "rewards of tokens: this model is an encoder, which gives one reward for a whole text")
+        if self.gated and (piece.every_token or piece.framing != "contract" or not piece.exchange.prompt or isinstance(piece.exchange.response, TokenIds)):
+            return Problem("refused", "this model's gate reads the prompt: send messages, or prompt and response, and ask for no rewards of tokens")
         kept = self._cut(piece, ids)
         if kept is None:
             cut = " and its response alone does not fit" if self.cuts_prompts else "; shorten it, or start the server with --on-long truncate_prompt"
@@ -101,7 +105,7 @@ class PieceEncoder:
         if steps == ():
             return Problem("no_steps", "this model rewards the steps of a response, and none was found: send messages, or prompt and response")
         reads = tuple(range(len(kept))) if piece.every_token else steps
-        return Encoded(kept, reads, steps, len(kept) < len(ids), piece.every_token)
+        return Encoded(kept, reads, steps, len(kept) < len(ids), piece)
 
     def _cut(self, piece: Piece, ids: list[int]) -> list[int] | None:
         """`ids` within what was asked for and what the model takes; None where the policy does not allow it."""

@@ -14,13 +14,17 @@ import math
 import threading
 import time
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from itertools import accumulate, pairwise
-from typing import NamedTuple
+from typing import NamedTuple, TypeAlias
 
 import numpy as np
+from scipy.linalg import cholesky
 
+from palate.scoring.gated import GatedScorer, gate_inputs
+from palate.scoring.laplace import LaplaceScorer, factored_deviations
 from palate.scoring.local import LocalScorer, aggregate_steps
+from palate.scoring.uncertainty import HeadScorer, deviation_reader
 from palate.serving.metrics import Metrics
 from palate.serving.pieces import Encoded, Piece, PieceEncoder, Problem
 from palate.serving.routes import Refusal
@@ -42,6 +46,17 @@ FAILED = (RuntimeError, ValueError, TypeError, LookupError, AttributeError, Arit
 """What computing a batch may raise (out of memory is a RuntimeError): its requests hear of it, and the thread lives on."""
 
 
+Front: TypeAlias = GatedScorer | HeadScorer | LaplaceScorer
+"""What may stand before a checkpoint: a gate, which makes the reward; or what states its uncertainty, which leaves the reward as it is."""
+
+
+class Served(NamedTuple):
+    """A model to be served."""
+
+    scorer: LocalScorer
+    front: Front | None = None
+
+
 class Scored(NamedTuple):
     """A piece's reward and what it was read from."""
 
@@ -51,6 +66,8 @@ class Scored(NamedTuple):
     tokens: list[float] | None  # the reward read at every token, where asked for
     ids: list[int]
     truncated: bool
+    uncertainty: float | None = None  # standard deviation in units of the reward, where asked for
+    gate: list[float] | None = None  # what a gate weighed each output by
 
 
 class Ticket:
@@ -74,9 +91,12 @@ class Job(NamedTuple):
 class Worker:
     """Scores pieces for an event loop. `start` it, `await score(...)`, and `close` it: what is queued is finished first."""
 
-    def __init__(self, name: str, scorer: LocalScorer, settings: ServerSettings, metrics: Metrics):
+    def __init__(self, name: str, served: Served, settings: ServerSettings, metrics: Metrics):
+        scorer = served.scorer
         self.name, self.scorer, self.settings, self.metrics = name, scorer, settings, metrics
-        self.encoder = PieceEncoder(scorer, settings.on_long)
+        self.gate = served.front if isinstance(served.front, GatedScorer) else None
+        self.deviations = _deviation_reader(served)
+        self.encoder = PieceEncoder(scorer, settings.on_long, gated=self.gate is not None)
         self.batch_tokens = settings.batch_tokens or GATHERED_ROWS * scorer.tree_budget
         self.batch_items = settings.batch_items or settings.queue_items
         self.items = self.tokens = 0  # queued or being computed
@@ -98,9 +118,10 @@ class Worker:
             thread.start()
 
     def warm_up(self) -> None:
-        texts = [Piece(Exchange("", "warm " * n)) for n in range(1, WARM_UP_TEXTS + 1)]
+        texts = [Piece(Exchange("" if self.gate is None else "warm", "warm " * n)) for n in range(1, WARM_UP_TEXTS + 1)]
         encoded = [one for one in self.encoder.encode(texts) if isinstance(one, Encoded)]
-        self._compute([Job(Ticket([], None), 0, one) for one in encoded], deliver=False)  # type: ignore[arg-type]
+        for _ in self._results(encoded):
+            pass
 
     async def score(self, pieces: Sequence[Piece]) -> list[Scored | Problem]:
         """A result for each piece. Raises Refusal where the queue is full or the server goes down."""
@@ -219,45 +240,68 @@ class Worker:
         self.items -= 1
         self.tokens -= len(job.encoded.ids)
 
-    def _compute(self, jobs: Sequence[Job], *, deliver: bool = True) -> None:
+    def _compute(self, jobs: Sequence[Job]) -> None:
         """Rewards of a batch, handed back row by row. A batch that fails is computed again one by one, to find whose fault it is."""
         done: set[int] = set()
         try:
-            for rows, values in self.scorer.read_ids([job.encoded.ids for job in jobs], _reads(jobs)):
-                found = self._scored([jobs[row] for row in rows], values)
-                done.update(rows.tolist())
-                if deliver:
-                    self._deliver(found)
+            for rows, found in self._results([job.encoded for job in jobs]):
+                done.update(rows)
+                self._deliver([(jobs[row], one) for row, one in zip(rows, found, strict=True)])
         except FAILED as error:
             left = [job for i, job in enumerate(jobs) if i not in done]
             logger.exception("%s: computing %d sequences failed", self.name, len(left))
-            if not deliver:
-                raise
             if len(left) == 1:
                 self._deliver([(left[0], Problem("failed", f"the model failed on it: {type(error).__name__}: {error}"[:300]))])
                 return
             for job in left:
                 self._compute([job])
 
-    def _scored(self, jobs: Sequence[Job], values: Sequence[np.ndarray]) -> list[tuple[Job, Scored | Problem]]:
-        """From the outputs [tokens read, D] of each of a batch."""
-        rewards = self.scorer.rewards_of(np.concatenate(list(values))).tolist()
-        ends = list(accumulate(map(len, values), initial=0))
-        return [(job, self._one(job.encoded, rewards[start:end], outputs)) for job, outputs, (start, end) in zip(jobs, values, pairwise(ends), strict=True)]
+    def _results(self, encoded: Sequence[Encoded]) -> Iterator[tuple[list[int], list[Scored | Problem]]]:
+        """(places in the batch, their results) row by row."""
+        return self._gated(encoded) if self.gate else self._read(encoded)
+
+    def _read(self, encoded: Sequence[Encoded]) -> Iterator[tuple[list[int], list[Scored | Problem]]]:
+        for rows, values in self.scorer.read_ids([one.ids for one in encoded], _reads(encoded)):
+            rewards = self.scorer.rewards_of(np.concatenate(list(values))).tolist()
+            ends = list(accumulate(map(len, values), initial=0))
+            spans = zip(rows.tolist(), values, pairwise(ends), strict=True)
+            found = [self._one(encoded[row], rewards[start:end], outputs) for row, outputs, (start, end) in spans]
+            yield rows.tolist(), self._with_uncertainty([encoded[row].piece.uncertain for row in rows], found)
 
     def _one(self, encoded: Encoded, read: list[float], outputs: np.ndarray) -> Scored | Problem:
         """`read`: the reward at each token read."""
         steps = None
         if encoded.steps is not None:
-            steps = [read[at] for at in encoded.steps] if encoded.every_token else read
+            steps = [read[at] for at in encoded.steps] if encoded.piece.every_token else read
             assert self.scorer.readout.aggregate is not None
             reward = aggregate_steps(np.array(steps, dtype=np.float32), self.scorer.readout.aggregate)
         else:
             reward = read[-1]
         if not math.isfinite(reward):
             return Problem("not_finite", f"the model gave {reward} in place of a reward")
-        tokens = read if encoded.every_token else None
+        tokens = read if encoded.piece.every_token else None
         return Scored(float(reward), outputs[-1].tolist() if steps is None else [], steps, tokens, encoded.ids, encoded.truncated)
+
+    def _with_uncertainty(self, asked: Sequence[bool], found: list[Scored | Problem]) -> list[Scored | Problem]:
+        unsure = {i: one for i, one in enumerate(found) if asked[i] and isinstance(one, Scored)}
+        if unsure and self.deviations is not None:
+            for (i, one), deviation in zip(unsure.items(), self.deviations(list(unsure.values())).tolist(), strict=True):
+                found[i] = one._replace(uncertainty=deviation)
+        return found
+
+    def _gated(self, encoded: Sequence[Encoded]) -> Iterator[tuple[list[int], list[Scored | Problem]]]:
+        """All at once: a gate reads the prompts of a batch beside its sequences."""
+        assert self.gate is not None
+        on_long = "truncate_prompt" if self.encoder.cuts_prompts else "error"
+        inputs = gate_inputs(self.scorer, [one.piece.exchange for one in encoded], on_long=on_long)
+        rewards, weights = self.gate.weigh(inputs)
+        found: list[Scored | Problem] = []
+        for one, reward, outputs, shares in zip(encoded, rewards.tolist(), inputs.outputs.tolist(), weights.tolist(), strict=True):
+            if math.isfinite(reward):
+                found.append(Scored(reward, outputs, None, None, one.ids, one.truncated, gate=shares))
+            else:
+                found.append(Problem("not_finite", f"the model gave {reward} in place of a reward"))
+        yield list(range(len(encoded))), found
 
     def _deliver(self, found: Sequence[tuple[Job, Scored | Problem]]) -> None:
         ended: list[tuple[Ticket, Refusal | None]] = []
@@ -277,11 +321,21 @@ class Worker:
         self._count["batch_sequences"].observe(len(found))
 
 
-def _reads(jobs: Sequence[Job]) -> list[tuple[int, ...]] | None:
+def _deviation_reader(served: Served) -> Callable[[Sequence[Scored]], np.ndarray] | None:
+    """How the uncertainties of scored pieces are found; None where the model states none."""
+    scorer, front = served
+    if isinstance(front, LaplaceScorer):
+        factor, reference = cholesky(front.posterior.precision, lower=True), front.posterior.reference
+        return lambda found: factored_deviations(factor, scorer.embed_ids([one.ids for one in found]).astype(np.float64) - reference)
+    stated = deviation_reader(scorer.readout)
+    return None if stated is None or isinstance(front, GatedScorer) else lambda found: stated(np.array([one.outputs for one in found], dtype=np.float64))
+
+
+def _reads(encoded: Sequence[Encoded]) -> list[tuple[int, ...]] | None:
     """Positions to read of each, where any is read elsewhere than at its last token."""
-    if all(job.encoded.reads is None for job in jobs):
+    if all(one.reads is None for one in encoded):
         return None
-    return [(len(job.encoded.ids) - 1,) if job.encoded.reads is None else job.encoded.reads for job in jobs]
+    return [(len(one.ids) - 1,) if one.reads is None else one.reads for one in encoded]
 
 
 def _hand_back(ended: Sequence[tuple[Ticket, Refusal | None]]) -> None:

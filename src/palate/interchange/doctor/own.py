@@ -8,6 +8,7 @@ from palate.errors import PalateError
 from palate.interchange.doctor.checks import Check, Folder
 from palate.interchange.weights import find_weights, read_json
 from palate.models.checkpoints import CONTRACT_NAME, package_versions, read_contract
+from palate.scoring.gated import GATE_NAME
 from palate.scoring.local import contract_problems, load_scorer
 
 
@@ -86,6 +87,9 @@ def _contract_checks(folder: Folder) -> Iterator[Check]:
     others = [f"{name} {theirs} (here {mine.get(name)})" for name, theirs in contract.versions.items() if mine.get(name) != theirs]
     yield Check("versions", True, "same as at saving" if not others else "differ: " + ", ".join(others) + "; golden scores decide")
     yield Check("reward statistics", True, "measured" if contract.rewards else "not measured; `palate eval --record` writes mean, spread and temperature")
+    if (folder.path / GATE_NAME).is_file():
+        names = ", ".join(contract.readout.outputs)
+        yield Check("gate", True, f"weighs {names} by the prompt where palate opens the folder; load_scorer and other tools give the attributes alone")
     try:
         scorer = load_scorer(folder.path, verify=False)
     except PalateError as error:

@@ -74,6 +74,8 @@ class RewardItem(BaseModel):
     token_ids: list[int] | None = None
     steps: list[float] | None = None
     heads: dict[str, float] | None = None
+    gate: dict[str, float] | None = None
+    uncertainty: float | None = None
     error: str | None = None
     error_kind: str | None = None
 
@@ -92,7 +94,7 @@ async def rewards(gateway: Gateway, body: RewardsRequest) -> Reply:
     _refuse_what_it_lacks(hosted, wanted)
     if not isinstance(body.items, list):
         raise Refusal(400, "malformed", "items: expected a list")
-    read = [_piece(item, every_token="tokens" in wanted) for item in body.items]
+    read = [_piece(item, every_token="tokens" in wanted, uncertain="uncertainty" in wanted) for item in body.items]
     found = await _results(gateway, hosted, read)
     data = [_row(i, one, wanted, hosted, scale) for i, one in enumerate(found)]
     scored = [one for one in found if isinstance(one, Scored)]
@@ -102,8 +104,12 @@ async def rewards(gateway: Gateway, body: RewardsRequest) -> Reply:
 def _refuse_what_it_lacks(hosted: Hosted, wanted: set[Part]) -> None:
     if "steps" in wanted and hosted.scorer.readout.aggregate is None:
         raise Refusal(400, "not_given", f"{hosted.name} rewards whole responses, not steps; leave `steps` out of `return`")
-    if "uncertainty" in wanted:
-        raise Refusal(400, "not_given", f"{hosted.name} is one model, which knows no uncertainty of its own; compare the rewards of several instead")
+    if "uncertainty" in wanted and hosted.worker.deviations is None:
+        raise Refusal(
+            400,
+            "not_given",
+            f"{hosted.name} states no uncertainty; checkpoints with members, quantiles, Gaussians or a posterior do (palate attributes --bound)",
+        )
 
 
 def _scale(hosted: Hosted) -> tuple[float, float]:
@@ -114,13 +120,13 @@ def _scale(hosted: Hosted) -> tuple[float, float]:
     return statistics.mean, statistics.std or 1.0
 
 
-def _piece(item: Any, *, every_token: bool = False) -> Piece | Problem:
+def _piece(item: Any, *, every_token: bool = False, uncertain: bool = False) -> Piece | Problem:
     kind = next((key for key in ITEMS if isinstance(item, dict) and key in item), None)
     if kind is None:
         return Problem("malformed", "expected messages, prompt and response, text, or input_ids")
     try:
         read = ITEMS[kind].validate_python(item)
-        return Piece(_exchange(read), every_token=every_token)
+        return Piece(_exchange(read), every_token=every_token, uncertain=uncertain)
     except ValidationError as error:
         return Problem("malformed", in_words(error))
     except DataError as error:
@@ -159,6 +165,10 @@ def _row(index: int, one: Scored | Problem, wanted: set[Part], hosted: Hosted, s
         row["steps"] = one.steps
     if "heads" in wanted:
         row["heads"] = dict(zip(hosted.scorer.readout.outputs, one.outputs, strict=False))  # a model of step rewards has none of its own
+        if one.gate is not None:
+            row["gate"] = dict(zip(hosted.scorer.readout.outputs, one.gate, strict=True))
+    if one.uncertainty is not None:
+        row["uncertainty"] = one.uncertainty / scale[1]
     return row
 
 

@@ -1,0 +1,155 @@
+"""The directions of a decomposition as sections: how much each holds, what it goes with, and the pairs that lie furthest along it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from matplotlib.figure import Figure
+
+from palate.reports.drawing import BLUE, FAINT, INK, MARKERS, SERIES, as_percent, legend, names_on, new_axes, picture
+from palate.reports.sections import Card, Section, Side, TextPair, facts, plain, table
+from palate.reports.wording import NOTHING, count, counted, missing, number, percent, shortened, span
+
+PICTURED = 12  # directions in a picture of correlations
+OTHERS = 4  # attributes in it, beside length
+
+
+def directions_cards(record: Mapping[str, Any]) -> list[Card]:
+    first = record["directions"][0]
+    return [
+        Card(percent(record["explained"]), f"of the variance lies along {counted(len(record['directions']), 'direction')}", f"of {count(record['width'])}"),
+        Card(percent(first["explained"]), f"along the first, {first['name']}", f"alone it is right on {percent(first['accuracy']['value'])}"),
+        Card(percent(record["original_in_directions"]), "of the model's own head lies in their span", "squared cosine"),
+    ]
+
+
+def directions_lead(record: Mapping[str, Any]) -> str:
+    left = f", {counted(record['left_out'], 'comparison')} left out" if record.get("left_out") else ""
+    return f"{counted(record['pairs'], 'comparison')} over {counted(record['prompts'], 'prompt')}{left}; differences are chosen minus rejected."
+
+
+def directions_sections(record: Mapping[str, Any]) -> list[Section]:
+    return [_variance(record), _goes_with(record), *_pairs(record), _made(record)]
+
+
+def directions_pictures(record: Mapping[str, Any]) -> dict[str, Figure | None]:
+    return {"variance": variance(record), "goes_with": goes_with(record)}
+
+
+def _variance(record: Mapping[str, Any]) -> Section:
+    rows = [
+        (
+            row["name"],
+            percent(row["explained"]),
+            percent(total),
+            percent(row["accuracy"]["value"]),
+            span(row["accuracy"]["interval"]),
+            _signed(row["cosine_with_original"]),
+        )
+        for row, total in zip(record["directions"], _running(record), strict=True)
+    ]
+    headings = ("direction", "variance", "so far", "accuracy alone", "interval", "cosine with the head")
+    about = "their mean" if record["centred"] else "0"
+    text = (
+        f"Principal components of chosen minus rejected, by decreasing variance about {about}. Accuracy is that of the direction as a reward, on the same "
+        "comparisons: no held-out figure."
+    )
+    return Section("variance", "Variance", (text,), (table(headings, rows),), ("variance",))
+
+
+def _running(record: Mapping[str, Any]) -> list[float]:
+    total, found = 0.0, []
+    for row in record["directions"]:
+        total += row["explained"]
+        found.append(total)
+    return found
+
+
+def _goes_with(record: Mapping[str, Any]) -> Section:
+    names = list(record["directions"][0]["attributes"])
+    rows = [(row["name"], _with_interval(row["length"]), *(_with_interval(row["attributes"][name]) for name in names)) for row in record["directions"]]
+    text = (
+        "Correlation of a pair's difference along the direction with its difference in length (characters) and in rated attributes; intervals take prompts as "
+        "the independent units. A direction's sign is the one that the mean preference has."
+    )
+    return Section("goes_with", "What directions go with", (text,), (table(("direction", "length", *names), rows),), ("goes_with",))
+
+
+def _with_interval(found: Mapping[str, Any]) -> str:
+    if missing(found["value"]):
+        return NOTHING
+    low, high = found["interval"]
+    return _signed(found["value"]) + ("" if missing(low) or missing(high) else f" ({_signed(low)} to {_signed(high)})")
+
+
+def _signed(value: float | None) -> str:
+    return NOTHING if value is None or missing(value) else f"{value:+.2f}"
+
+
+def _pairs(record: Mapping[str, Any]) -> list[Section]:
+    shown = [row for row in record["directions"] if row["examples"]]
+    if not shown:
+        return []
+    parts = tuple(
+        Section(
+            f"pairs_{row['name']}", row["name"], (f"{percent(row['explained'])} of the variance.",), pairs=tuple(_pair(row, one) for one in row["examples"])
+        )
+        for row in shown
+    )
+    text = "Two pairs of each direction that lie furthest apart along it, whichever response was preferred."
+    return [Section("pairs", "Pairs furthest apart", (text,), parts=parts)]
+
+
+def _pair(row: Mapping[str, Any], one: Mapping[str, Any]) -> TextPair:
+    told = "the response with more was preferred" if one["preferred"] else "the response with less was preferred"
+    sides = (Side(f"more {row['name']}", "", one["more"], one["length_more"]), Side(f"less {row['name']}", "", one["less"], one["length_less"]))
+    return TextPair(f"distance {number(one['distance'], 2)}", (told,), one["prompt"], sides)
+
+
+def _made(record: Mapping[str, Any]) -> Section:
+    rows = [(name, plain(record.get(key))) for key, name in (("model", "model"), ("data", "data"), ("weights", "weight of a pair"), ("centred", "centred"))]
+    return Section("made", "How this was made", tables=(facts(rows),))
+
+
+# --- pictures -------------------------------------------------------------------------------------------------------------------------------------
+
+
+@picture
+def variance(record: Mapping[str, Any]) -> Figure:
+    """Share of the variance along each direction, and so far."""
+    figure, axes = new_axes("Variance along the directions")
+    places = range(1, len(record["directions"]) + 1)
+    axes.bar(places, [row["explained"] for row in record["directions"]], color=BLUE, alpha=0.75, width=0.8, label="along each")
+    axes.plot(places, _running(record), color=INK, linewidth=1.3, label="so far")
+    as_percent(axes.yaxis)
+    axes.set(xlabel="direction", ylabel="variance (%)", xlim=(0.3, len(record["directions"]) + 0.7))
+    axes.set_ylim(bottom=0)
+    legend(axes)
+    return figure
+
+
+@picture
+def goes_with(record: Mapping[str, Any]) -> Figure:
+    """Correlations of the first directions with length and the attributes that go most with any of them, with intervals."""
+    rows = record["directions"][:PICTURED]
+    strength = {name: max(abs(row["attributes"][name]["value"] or 0.0) for row in rows) for name in rows[0]["attributes"]}
+    series = ["length", *sorted(strength, key=lambda name: -strength[name])[:OTHERS]]
+    figure, axes = new_axes("What directions go with", 0.95 + max(0.26, 0.1 + 0.08 * len(series)) * len(rows))
+    for y, row in enumerate(rows):
+        for i, name in enumerate(series):
+            found = row["length"] if name == "length" and i == 0 else row["attributes"][name]
+            if missing(found["value"]):
+                continue
+            at = y + (i - (len(series) - 1) / 2) * 0.6 / max(len(series), 2)
+            if not any(missing(end) for end in found["interval"]):
+                axes.plot(found["interval"], [at, at], color=SERIES[i], linewidth=1.1, zorder=2)
+            label = None if y else shortened(name, 24)
+            axes.plot([found["value"]], [at], marker=MARKERS[i], linestyle="", markersize=4.5, color=SERIES[i], zorder=3, label=label)
+    axes.axvline(0, color=FAINT, linewidth=1)
+    names_on(axes.yaxis, range(len(rows)), [row["name"] for row in rows])
+    axes.set(xlabel="correlation", ylim=(len(rows) - 0.4, -0.6))
+    axes.grid(False, axis="y")
+    axes.spines["left"].set_visible(False)
+    legend(axes)
+    return figure
