@@ -3,9 +3,9 @@
     python benchmarks/decomposition.py quality [--sets workers topics kwise attributes mixture] [--data FOLDER]
     python benchmarks/decomposition.py cost [--rows 100000] [--width 4096] [--scratch FOLDER]
 
-Quality: MiniLM is trained on each set as `palate train` does (1 epoch, learning rate 1e-4, batch 16), embedded once, and decomposed into 50 directions of
-the training comparisons; users, topics or attributes of held-out prompts are adapted to by 5 and 15 comparisons, 20 draws each. A set whose file is not
-on this machine is skipped, visibly. Both write benchmarks/results/decomposition.json.
+Quality: MiniLM is trained on each set as `palate train` does (1 epoch, learning rate 1e-4, batch 16, 1000 pairs at most), embedded once, and decomposed
+into 50 directions of the training comparisons; users, topics or attributes of held-out prompts are adapted to by 5 and 15 comparisons, 20 draws each. A set
+whose file is not on this machine is skipped, visibly. Both write benchmarks/results/decomposition.json.
 """
 
 from __future__ import annotations
@@ -32,6 +32,7 @@ from palate.models.checkpoints import package_versions
 from palate.multi_objective.adaptation import adapt
 from palate.multi_objective.baselines import gaussian_heads, shared_base_ensemble, uniform_heads
 from palate.multi_objective.decomposition import decompose, decompose_rows
+from palate.multi_objective.directions import agreement
 from palate.multi_objective.heads import LinearHeads, original_head, save_heads, signed_heads
 from palate.multi_objective.pairs import embedded_pairs
 from palate.multi_objective.trials import Exclude, TrialSettings, run_trials
@@ -45,7 +46,7 @@ from palate.types import Exchange, PreferenceGroup, Readout, text_of
 RESULTS = Path(__file__).parent / "results" / "decomposition.json"
 COMPONENTS = 50
 LONGEST = 900  # characters of a response: a run takes minutes on two cores
-TRAINED_ON = 3000  # pairs at most
+TRAINED_ON = 1000  # pairs at most, or rankings / 4
 COLDER = (0.3, 0.1)  # temperatures below the paper's 1: fewer heads carry the weight
 
 
@@ -56,6 +57,7 @@ class Task(NamedTuple):
     users: list[PreferenceGroup]  # `user` in the metadata; where `adapts` is there, only those with it true are adapted on and only others tested
     exclude: Exclude
     note: str
+    annotators: bool = False  # users are people who judged the same things
 
 
 def for_user(user: str, prompt: Any, responses: list[Any], scores: list[float], **metadata: Any) -> PreferenceGroup:
@@ -88,7 +90,7 @@ def workers(folder: Path) -> Task:
             for worker, vote, _ in row["votes"]
             if vote and worker in held
         ]
-    return Task(a_few(rows), users, "prompt", f"{len(held)} of {len(busy)} busy crowd workers held out; their votes train nothing")
+    return Task(a_few(rows), users, "prompt", f"{len(held)} of {len(busy)} busy crowd workers held out; their votes train nothing", annotators=True)
 
 
 def topics(folder: Path) -> Task:
@@ -107,7 +109,7 @@ def kwise(folder: Path) -> Task:
             rows[row["split"]].append({**row, "responses": [row["responses"][k] for k in short], "scores": [row["scores"][k] for k in short]})
     train_rows = [{key: row[key] for key in ("prompt", "responses", "scores")} for row in rows["train"]]
     users = [for_user(row["dataset"], row["prompt"], row["responses"], row["scores"]) for row in rows["test"]]
-    return Task(train_rows, users, "prompt", "users are the five sources of AlpacaEval's instructions, prompts held out")
+    return Task(a_few(train_rows, TRAINED_ON // 4), users, "prompt", "users are the five sources of AlpacaEval's instructions, prompts held out")
 
 
 def attributes(folder: Path) -> Task:
@@ -124,11 +126,11 @@ def mixture(folder: Path) -> Task:
     """One model of two tastes, harmlessness (people) and AlpacaEval (a judge); adapted to either, to more text and to less."""
     harmless = [group for group in load_groups(folder / "hh_harmless.jsonl", on_bad_row="drop").groups if len(text_of(group.responses[0])) <= LONGEST]
     own, unseen = split_by_prompt(harmless, fraction=0.25, seed=0)
-    rows = [{"prompt": g.prompt, "chosen": g.responses[0], "rejected": g.responses[1]} for g in own]
+    rows = a_few([{"prompt": g.prompt, "chosen": g.responses[0], "rejected": g.responses[1]} for g in own], TRAINED_ON // 2)
     helpful = a_few([pair(row) for row in rows_of(folder / "alpaca_eval_pairs_train_small.jsonl")], len(rows))
     users = [for_user("harmless", g.prompt, list(g.responses), [1, 0]) for g in unseen]
     test = [row for row in rows_of(folder / "alpaca_eval_pairs_test.jsonl") if max(len(row["chosen"]), len(row["rejected"])) <= LONGEST]
-    for row in test:
+    for row in a_few(test, TRAINED_ON // 2):
         sides = [row["chosen"], row["rejected"]]
         lengths = [float(len(text)) for text in sides]
         users += [for_user("alpaca", row["prompt"], sides, [1, 0])]
@@ -198,6 +200,7 @@ def quality(name: str, task: Task, scratch: Path) -> dict[str, Any]:
         colder[str(temperature)] = trials.as_dict()["overall"]
         print(name, f"n=15, temperature {temperature}", {kind: f"{100 * t.accuracy:.1f}" for kind, t in trials.overall.items()}, flush=True)
     pc1 = float((directions.weights[0] @ original.weights[0]) / np.linalg.norm(original.weights[0]))
+    disputed = [one._asdict() for one in agreement(users, found, users.metadata("user"))] if task.annotators else []
     return {
         "note": task.note,
         "train_pairs": len(on),
@@ -207,6 +210,7 @@ def quality(name: str, task: Task, scratch: Path) -> dict[str, Any]:
         "cosine_of_pc01_and_the_original_head": pc1,
         "trials": results,
         "temperatures": colder,
+        "agreement": disputed,
     }
 
 
@@ -222,6 +226,8 @@ def settings(data: Path, output: Path) -> RunSettings:
                 "per_device_train_batch_size": 16,
                 "learning_rate": 1e-4,
                 "warmup_steps": 0.1,
+                "bf16": True,
+                "train_sampling_strategy": "group_by_length",
                 "save_strategy": "no",
                 "report_to": "none",
                 "seed": 42,

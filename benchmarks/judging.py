@@ -182,7 +182,8 @@ def build(num_pairs: int, kills: int) -> dict[str, Any]:
 def watched(process: subprocess.Popen[bytes]) -> Iterator[int]:
     """Resident megabytes, once a second, to the end."""
     while process.poll() is None:
-        yield psutil.Process(process.pid).memory_info().rss >> 20
+        if resident := psutil.Process(process.pid).memory_info().rss >> 20:  # none of one that has just ended
+            yield resident
         time.sleep(1)
 
 

@@ -62,8 +62,12 @@ def test_heads_then_a_gate_and_rows_scored_by_it(model: Path, rated: Path, prefs
     assert sum(rows[0]["reward_outputs"][0]["gate"].values()) == pytest.approx(1, abs=1e-5)
     plain = load_scorer(out).score([(rows[0]["prompt"], rows[0]["chosen"])])[0]
     assert plain != pytest.approx(rows[0]["reward"][0], abs=1e-3)  # the folder alone gives attributes
-    assert main(["eval", "--model", str(out), "--data", str(prefs), "--output", str(tmp_path / "results.json")]) == 0
-    assert json.loads((tmp_path / "results.json").read_text())["model"]["gate"] == "helpfulness, verbosity"
+    assert main(["eval", "--model", str(out), "--data", str(prefs), "--heads", "--output", str(tmp_path / "results.json")]) == 0
+    result = json.loads((tmp_path / "results.json").read_text())
+    assert result["model"]["gate"] == "helpfulness, verbosity"
+    assert {name: row["n"] for name, row in result["heads"].items()} == {"helpfulness": 24, "verbosity": 24}
+    assert main(["eval", "--model", str(model), "--data", str(prefs), "--heads"]) == 2
+    assert f"--heads is for a checkpoint with several outputs; {model} has one reward" in capsys.readouterr().err
 
 
 def test_weights_and_a_bound(model: Path, rated: Path, prefs: Path, tmp_path: Path) -> None:

@@ -118,6 +118,47 @@ def test_generate(write_jsonl, tmp_path: Path, capsys: pytest.CaptureFixture[str
     assert main(arguments) == 2 and "did you mean `model`?" in capsys.readouterr().err
 
 
+def test_sources_at_their_own_price_and_the_alarm_before_anything_is_spent(write_jsonl, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """`one` costs 1 and 2 a million, `two` 10 and 20; a server that decodes greedily is found by 5 calls a model, not by the run."""
+    prompts = str(write_jsonl([{"prompt": f"Say something about {k}."} for k in range(5)], "prompts.jsonl"))
+    config, output = tmp_path / "sources.yaml", tmp_path / "responses.jsonl"
+    config.write_text(yaml.safe_dump({"sources": [{"model": "one", "price": [1, 2]}, {"model": "two", "price": [10, 20]}], "per_prompt": 2}))
+    with running(Dials()) as stub:
+        arguments = ["generate", "--config", str(config), "--prompts", prompts, "--output", str(output), "--base-url", stub.url]
+        arguments += ["--cache", str(tmp_path / "a.sqlite")]
+        assert main([*arguments, "--dry-run"]) == 0 and "cost: unknown" not in capsys.readouterr().out
+        assert main([*arguments, "--max-cost", "1.0", "--no-probe"]) == 0
+        calls = json.loads(output.with_suffix(".report.json").read_text())["calls"]
+        tokens = calls["prompt_tokens"] / 1e6, calls["completion_tokens"] / 1e6
+        assert 1.5 * (tokens[0] + 2 * tokens[1]) < calls["cost"] < 9.5 * (tokens[0] + 2 * tokens[1]) and calls["requests"] == 10
+        stub.turn(Dials(sampling=False))
+        served = stub.stats()["served"]
+        assert main([*arguments[:-1], str(tmp_path / "b.sqlite")]) == 4 and stub.stats()["served"] == served + 10
+        assert "one (1 different answers of 4 at temperature 1), two" in " ".join(capsys.readouterr().err.split())
+
+
+def test_the_key_of_the_command_line_is_not_for_the_endpoints_of_a_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from palate.cli.generate import open_callers, parse, with_endpoints
+    from palate.cli.panels import read_members
+    from palate.judging.generation import Prompt, plan
+    from palate.judging.sources import parse_generation
+
+    monkeypatch.setenv("MINE", "secret")
+    monkeypatch.setenv("THEIRS", "other")
+    sources = [{"model": "a"}, {"model": "b", "base_url": "http://b.test/v1"}, {"model": "c", "base_url": "http://c.test/v1", "api_key_env": "THEIRS"}]
+    options = parse(["--config", "x", "--prompts", "x", "--output", "x", "--base-url", "http://a.test/v1", "--api-key-env", "MINE"])
+    options.cache = str(tmp_path / "a.sqlite")
+    settings = with_endpoints(parse_generation({"sources": sources, "per_prompt": 3}), options.base_url, options.api_key_env)
+    callers = open_callers(options, plan([Prompt("p", "1")], settings))
+    keys = {url: caller.client._settings["api_key"] for url, caller in callers.items()}  # type: ignore[attr-defined]
+    assert keys == {"http://a.test/v1": "secret", "http://b.test/v1": "none", "http://c.test/v1": "other"}
+
+    path = tmp_path / "panel.yaml"
+    path.write_text(yaml.safe_dump({"judges": sources}))
+    options.judge, options.style, options.votes = f"panel:{path}", "pairwise", 1
+    assert [member.api_key_env for member in read_members(options)[1]] == ["MINE", None, "THEIRS"]
+
+
 def test_no_key_goes_to_an_address_that_it_was_not_given_for(monkeypatch: pytest.MonkeyPatch) -> None:
     from palate.cli.judging import _key
     from palate.errors import ConfigError

@@ -26,7 +26,7 @@ ROWS = [
     {"prompt": "name a tree", "chosen": "An oak is a tree.", "rejected": "No.", "domain": "places"},
 ]
 MARGINS = (2.0, 0.5, -3.0, -2.0, 1.0, 1.0)
-"""Row 2 is a confident disagreement; rows 0 and 3 contradict each other; 4 and 5 are one pair twice."""
+"""Rows 0 and 3 contradict each other; 4 and 5 are one pair twice."""
 
 
 def rewards_of(margins: Sequence[float], source: str = "first") -> Rewards:
@@ -37,6 +37,12 @@ def rewards_of(margins: Sequence[float], source: str = "first") -> Rewards:
 def pairs_of(rows: Sequence[Mapping[str, Any]] = ROWS, margins: Sequence[float] = MARGINS, other: Sequence[float] | None = None) -> Pairs:
     loaded = load_groups(list(rows), name="rows")
     return Pairs(loaded.groups, rewards_of(margins), other=rewards_of(other, "second") if other is not None else None, report=loaded.reports[0])
+
+
+def disputed() -> Pairs:
+    """Thirty rows on which the model is sure and right, and row 30, on which it is as sure and against the label: 1 in 31 is less than 5 %."""
+    rows = [{"prompt": f"p {i}", "chosen": f"good {i}", "rejected": f"bad {i}"} for i in range(30)]
+    return pairs_of([*rows, {"prompt": "name a river", "chosen": "Short.", "rejected": "The Rhine."}], [3.0] * 30 + [-3.0])
 
 
 def unlabelled(pairs: Pairs) -> Labelled:

@@ -20,7 +20,7 @@ HOSTILE = (
     "</textarea><script>alert(2)</script>",
     "[a link](javascript:alert(3)) <a href='javascript:alert(4)'>x</a>",
     "{{ 7 * 7 }} {% raw %} ${7*7}",
-    "</title></head><body onload=alert(5)> \x00\x1b \ud800 \u202e",
+    "</title></head><body onload=alert(5)> \x00\x1b \u202e",
     "' autofocus onfocus='alert(6)",
 )
 
@@ -77,7 +77,8 @@ def test_a_hostile_search_and_name_are_text(hostile_site: Site) -> None:
         page = client.get("/pairs", params={"text": text}).text
         assert "alert" not in re.sub(r"&[#\w]+;", "", "".join(re.findall(r"<script[^>]*>(.*?)</script>", page)))
         assert not [1 for tag, attributes in Tags(page).found if "onerror" in attributes or "onfocus" in attributes]
-    answer = client.get("/labels", cookies={"annotator": quote("<b>ada</b>")})
+    client.cookies.set("annotator", quote("<b>ada</b>"))
+    answer = client.get("/labels")
     assert "&lt;b&gt;ada" in answer.text and "<b>ada" not in answer.text
 
 
@@ -133,9 +134,10 @@ def test_bodies_are_bounded(tmp_path: Path) -> None:
     assert client.post("/label", data={f"field-{i}": "x" for i in range(50)}, headers=writing(site)).status_code == 400
 
 
-@pytest.mark.parametrize(
-    "name", ["../site.py", "..%2fsite.py", "%2e%2e/site.py", "....//site.py", "site.py", "page.css/../../site.py", "keys.js%00", "/etc/passwd"]
-)
+OUTSIDE = ("../site.py", "..%2fsite.py", "%2e%2e/site.py", "....//site.py", "site.py", "page.css/../../site.py", "keys.js%00", "/etc/passwd")
+
+
+@pytest.mark.parametrize("name", OUTSIDE)
 def test_only_named_files_are_served(tmp_path: Path, name: str) -> None:
     answer = client_of(site_of(tmp_path)).get(f"/static/{name}")
     assert answer.status_code == 404 and "Starlette" not in answer.text

@@ -420,8 +420,8 @@ def running(dials: Dials | None = None) -> Iterator[Stub]:
     try:
         yield Stub(f"http://127.0.0.1:{ports[0]}/v1")
     finally:
+        task.add_done_callback(lambda _: loop.stop())
         loop.call_soon_threadsafe(task.cancel)
-        loop.call_soon_threadsafe(loop.stop)
         thread.join(10)
 
 

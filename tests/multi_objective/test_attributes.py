@@ -92,7 +92,7 @@ def test_ratings_of_groups() -> None:
     assert ratings_of(groups, ["verbosity"]).values.shape == (2, 1)
     with pytest.raises(DataError, match="no response is rated for `kindness`; the data rate helpfulness, verbosity"):
         ratings_of(groups, ["kindness"])
-    with pytest.raises(DataError, match="no response is rated; attributes need rows"):
+    with pytest.raises(DataError, match="no response is rated; give rows with `score`"):
         ratings_of(load_groups([{"prompt": "a", "chosen": "x", "rejected": "y"}]).groups)
 
 

@@ -154,7 +154,7 @@ def test_the_rewards_are_the_debiased_gated_sum_by_hand(tmp_path: Path, kind: st
     assert shown[3]["help"] == pytest.approx(outputs[3, 0], abs=1e-5) and shown[3]["gate"]["verbose"] == pytest.approx(weights[3, 1], abs=1e-3)
     assert np.ptp(weights[:, 0]) > 1e-3  # prompts differ, and so do their gates
     if against:
-        assert np.abs(expected - 3.0 * (weights * z).sum(axis=1)).max() > 0.1  # what the published code leaves out
+        assert np.abs(expected - 3.0 * (weights * z).sum(axis=1)).max() > 0.02  # what the published code leaves out
 
 
 def test_the_end_of_a_prompt_is_read_whatever_the_response() -> None:

@@ -15,7 +15,9 @@ from palate.data.generative_rows import generative_rows, pair_messages, point_me
 from palate.errors import ConfigError, DataError
 from palate.judging.combining import BothOrders
 from palate.models.generative import label_logits
+from palate.scoring.cache import CachedScorer
 from palate.scoring.generative import Critiques, GenerativeScorer, PairwiseLogitJudge, load_generative_scorer, load_pairwise_judge
+from palate.scoring.sources import open_scorer
 from palate.types import Comparison, Exchange, Matchup, PreferenceGroup
 
 
@@ -233,3 +235,17 @@ def test_what_changes_a_reward_changes_the_identity() -> None:
         GenerativeScorer(MODEL, TOKENIZER, device="cpu", template_args={"enable_thinking": False}),
     ]
     assert len({str(scorer.identity()) for scorer in (one, *others)}) == 6
+
+
+def test_rewards_of_a_named_source_are_computed_once(tmp_path: Any) -> None:
+    """Two wordings of the model's folder would be two identities; one and the same is found in the cache."""
+    folder = tmp_path / "lm"
+    MODEL.save_pretrained(folder)
+    TOKENIZER.save_pretrained(folder)
+    one = open_scorer(f"genrm:{folder}", device="cpu")
+    assert one.identity is not None and one.identity == open_scorer(f"genrm:{folder}", device="cpu").identity
+    assert one.identity != open_scorer(f"genrm:{folder}", device="cpu", max_length=64).identity
+    first = CachedScorer(one.scorer, tmp_path / "scores.sqlite", one.identity)
+    again = CachedScorer(one.scorer, tmp_path / "scores.sqlite", one.identity)
+    np.testing.assert_array_equal(first.score(ITEMS), again.score(ITEMS))
+    assert (first.computed, again.computed, again.cached) == (3, 0, 3)

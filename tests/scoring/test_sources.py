@@ -134,9 +134,9 @@ def test_an_ensemble(tmp_path: Path, prefix: str, how: str) -> None:
 def answers(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, Any]]:
     sent: list[tuple[str, Any]] = []
 
-    def send(method: str, url: str, body: Any, timeout: float) -> Answer:
+    def send(method: str, url: str, body: Any, timeout: float, key: str | None) -> Answer:
         sent.append((url, body))
-        model = {"data": [{"id": "served"}]}
+        model = {"data": [{"id": "served", "owned_by": "vllm"}]}
         return Answer(200, json.dumps(model if method == "GET" else {"data": [{"probs": [2.5]}], "rewards": [3.5]}))
 
     monkeypatch.setattr("palate.scoring.remote._send", send)
@@ -178,7 +178,7 @@ WRONG: dict[str, tuple[str, dict[str, Any], str]] = {
     "members with commas": ("ensemble:dpo:a,b,c", {}, "dpo:a has members of its own, so its commas are ambiguous; an ensemble takes checkpoints and endpoints"),
     "an ensemble inside": ("ensemble:a,ensemble-worst:b,c", {}, "ensemble-worst:b has members of its own"),
     "protocol of a folder": ("a", {"protocol": "tei"}, r"protocol tei is for an endpoint \(http://...\), not for a"),
-    "unknown protocol": ("http://localhost:8000", {"protocol": "grpc"}, "protocol is 'grpc', expected one of vllm, openrlhf, tei"),
+    "unknown protocol": ("http://localhost:8000", {"protocol": "grpc"}, "protocol is 'grpc', expected auto or one of palate, vllm, sglang, openrlhf, tei"),
     "no host": ("http://", {}, "'http://' is no address of an endpoint"),
     "unknown format": ("a", {"input_format": "alpaca"}, "no input format is called 'alpaca'"),
     "unknown format of members": ("ensemble:a,b", {"input_format": "alpaca"}, "no input format is called 'alpaca'"),

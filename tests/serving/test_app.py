@@ -14,6 +14,7 @@ import httpx2
 import pytest
 import schemathesis
 from hypothesis import HealthCheck, settings
+from tests.serving.conftest import Serve, tiny_scorer
 
 from palate.errors import ConfigError, ModelError
 from palate.scoring.local import LocalScorer
@@ -22,7 +23,6 @@ from palate.serving.hosting import Loading, Models
 from palate.serving.metrics import Metrics
 from palate.serving.settings import ServerSettings
 from palate.serving.worker import Served
-from tests.serving.conftest import Serve, tiny_scorer
 
 ONE = {"items": [{"text": "hello"}]}
 
@@ -274,8 +274,8 @@ def test_only_safetensors_are_loaded_unless_asked(tmp_path: Path) -> None:
     with pytest.raises(ModelError, match="cannot be loaded"):
         Loading().open(str(tmp_path / "rm"))
     assert Loading(allow_pickle=True).open(str(tmp_path / "rm")).scorer.score(["hello"]) == pytest.approx(scorer.score(["hello"]), abs=2e-6)
-    for source in ("ensemble:a,b", "http://localhost:1"):
-        with pytest.raises((ConfigError, ModelError)):
+    for source in ("ensemble:a,b", "http://localhost:1", "dpo:a", "OpenAssistant/reward-model-deberta-v3-base"):
+        with pytest.raises((ConfigError, ModelError)):  # the last: not in the cache, and of an input format of its own
             Loading().open(source)
 
 
@@ -325,12 +325,12 @@ def schemathesis_given(operation: Any) -> Any:
 
 
 def test_fuzz() -> None:
-    fuzz(6)
+    fuzz(3)
 
 
 @pytest.mark.slow
 def test_fuzz_long() -> None:
-    fuzz(200)
+    fuzz(60)
 
 
 def test_concurrent_requests_in_one_loop(serve: Serve, llama: LocalScorer) -> None:

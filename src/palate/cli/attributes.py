@@ -38,7 +38,7 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     )
     parser.add_argument("--model", required=True, help="checkpoint folder or hub id")
     heads = parser.add_argument_group("heads")
-    heads.add_argument("--data", help="rated rows: `score`, `scores`, or a column an attribute")
+    heads.add_argument("--data", help="rated rows: `score` (a number, or {attribute: number}), `scores`, or HelpSteer's columns")
     heads.add_argument("--output", help="folder to write the checkpoint with the heads to (with --data)")
     heads.add_argument("--attributes", help="which ones, with commas between (default: all that the data rate)")
     heads.add_argument("--weights", help="what each attribute weighs in the reward, e.g. helpfulness=0.65,correctness=0.8 (default: alike on standard scales)")
@@ -110,15 +110,16 @@ def fit_heads(options: argparse.Namespace, output: Path) -> None:
 
 
 def attribute_table(fits: Sequence[AttributeFit], weights: Sequence[float]) -> Any:
+    from rich.markup import escape
     from rich.table import Table
 
     table = Table(title="attributes: measured on held-out prompts, then fitted to all", title_justify="left")
-    for name in ("attribute", "rated", "mean", "deviation", "alpha", "held out", "R2", "Spearman", "95%", "weight"):
-        table.add_column(name, justify="left" if name == "attribute" else "right")
+    for name in ("attribute", "rated", "held out", "alpha", "R2", "Spearman (95 %)", "weight"):
+        table.add_column(name, justify="left" if name == "attribute" else "right", no_wrap=name == "Spearman (95 %)")
     for fit, weight in zip(fits, weights, strict=True):
         low, high, _ = fit.spearman_interval
-        numbers = (f"{fit.mean:.2f}", f"{fit.deviation:.2f}", f"{fit.alpha:g}", str(fit.held_out), f"{fit.r2:.3f}", f"{fit.spearman:.3f}")
-        table.add_row(fit.name, str(fit.rated), *numbers, f"{low:.3f} to {high:.3f}", f"{weight:.3g}")
+        numbers = (str(fit.rated), str(fit.held_out), f"{fit.alpha:g}", f"{fit.r2:.3f}", f"{fit.spearman:.2f} ({low:.2f} to {high:.2f})", f"{weight:.3g}")
+        table.add_row(escape(fit.name), *numbers)
     return table
 
 
@@ -190,6 +191,7 @@ def examples(gated: Any, exchanges: Sequence[Exchange]) -> tuple[Mapping[str, An
 
 
 def show_gate(fit: GateFit) -> None:
+    from rich.markup import escape
     from rich.table import Table
 
     from palate.cli.console import console
@@ -204,7 +206,7 @@ def show_gate(fit: GateFit) -> None:
         for name in ("attribute", "before", "lambda", "after"):
             table.add_column(name, justify="left" if name == "attribute" else "right")
         for name, (before, after), part in zip(fit.settings.attributes, fit.correlations, fit.settings.lambdas, strict=True):
-            table.add_row(name, f"{before:.3f}", f"{part:.3f}", f"{after:.3f}")
+            table.add_row(escape(name), f"{before:.3f}", f"{part:.3f}", f"{after:.3f}" if after == after else "nothing is left")
         console.print(table)
 
 

@@ -119,15 +119,15 @@ def _scored(options: argparse.Namespace, samples: Sequence[Samples]) -> list[Sam
 
 
 def _curve(samples: Sequence[Samples], gold: str | None) -> Curve | None:
-    """Expected reward of the best of n, for n up to the usual number of responses; None where no prompt has two that were scored."""
+    """Expected reward of the best of n, for n up to as many responses as half of the prompts have; None where those are no two that were scored."""
     import numpy as np
 
     from palate.stats.best_of_n import best_of_n_curve
 
     judged = [(np.array(one.values[gold]) if gold else one.rewards, one.rewards) for one in samples]
     finite = [(true[known], proxy[known]) for true, proxy in judged if (known := np.isfinite(true) & np.isfinite(proxy)).any()]
-    sizes, counts = np.unique([len(proxy) for _, proxy in finite], return_counts=True) if finite else (np.array([0]), np.array([0]))
-    usual = int(sizes[counts == counts.max()].max())
+    sizes = sorted(len(proxy) for _, proxy in finite)
+    usual = sizes[(len(sizes) - 1) // 2] if sizes else 0
     if usual < 2:
         return None
     ns = [*(2**k for k in range(usual.bit_length()) if 2**k < usual), usual]

@@ -20,16 +20,17 @@ RECORD = "directions.json"
 
 def main(arguments: Sequence[str]) -> int:
     options = parse(arguments)
+    from palate.cli.adapt import users_of
     from palate.cli.console import console, quiet_libraries
     from palate.cli.eval import parse_columns
     from palate.data.loading import fingerprint, load_groups
     from palate.evaluation.evaluator import to_json
     from palate.models.checkpoints import write_text
     from palate.multi_objective.decomposition import decompose
-    from palate.multi_objective.directions import explain
+    from palate.multi_objective.directions import agreement, explain
     from palate.multi_objective.heads import original_head, save_heads, signed_heads
     from palate.multi_objective.pairs import embedded_pairs
-    from palate.reports.directions_tables import directions_table
+    from palate.reports.directions_tables import agreement_table, directions_table
     from palate.scoring.embeddings import open_embedder
 
     quiet_libraries()
@@ -45,7 +46,9 @@ def main(arguments: Sequence[str]) -> int:
     found = decompose(pairs, components=options.components, centred=options.center)
     original = original_head(scorer)
     heads = original.with_heads(signed_heads(found))
+    disputed = agreement(pairs, found, users_of(pairs, options.by)) if options.by else []
     record = {"model": opened.description["name"], "data": str(options.data), "weights": options.weights, **explain(pairs, found, original)}
+    record["agreement"] = {"by": options.by, "directions": [one._asdict() for one in disputed]} if disputed else None
     rewards = scorer.contract.rewards if scorer.contract and options.readout == "original" else None
     save_heads(
         scorer,
@@ -58,6 +61,8 @@ def main(arguments: Sequence[str]) -> int:
         files={RECORD: to_json(record)},
     )
     console.print(directions_table(record))
+    if disputed:
+        console.print(agreement_table(record["agreement"]))
     console.print(f"{len(heads)} heads: {output} (one reward by its readout: {options.readout}); {output / RECORD}")
     if options.page:
         from palate.reports.directions_page import write_directions_page
@@ -102,6 +107,7 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     how.add_argument("--token-budget", type=int, help="tokens computed at a time (default: by device)")
     how.add_argument("--cache", help="folder of embeddings computed before (default: among the user's caches)")
     out = parser.add_argument_group("what the directions are about")
+    out.add_argument("--by", metavar="COLUMN", help="column that names the annotator of a row: along which directions do annotators differ?")
     out.add_argument("--page", help="HTML page to write")
     out.add_argument("--markdown", help="Markdown file to write")
     options = parser.parse_args(arguments)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import math
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -30,7 +31,8 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     what = parser.add_argument_group("what is measured")
     what.add_argument("--model", help="checkpoint, adapter or hub id; dpo:POLICY,REFERENCE; ensemble:A,B; http://HOST:PORT")
     what.add_argument("--format", help="input format of a model that has one of its own (pair, hh-pair, open-assistant, hash-turns; known ids: by themselves)")
-    what.add_argument("--protocol", help="what an endpoint speaks: vllm (default), openrlhf, tei")
+    what.add_argument("--protocol", help="what an endpoint speaks: palate, vllm, sglang, openrlhf, tei (default: it is asked)")
+    what.add_argument("--api-key-env", help="environment variable with the endpoint's key")
     what.add_argument("--scores", help="recorded scores or verdicts of a benchmark's items, in place of a model")
     what.add_argument(
         "--where", action="append", default=[], metavar="COLUMN=VALUE", help="which rows of --scores, where they are of several models; may be repeated"
@@ -50,6 +52,7 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     out.add_argument("--page", help="HTML page to write (needs --output)")
     out.add_argument("--markdown", help="Markdown file to write (needs --output)")
     out.add_argument("--probe", default="", help="probes to run as well, with commas between (docs/probes.md), or all")
+    out.add_argument("--heads", action="store_true", help="each output of a checkpoint with several as well, as if it were the reward")
     out.add_argument("--fail-under", action="append", default=[], metavar="SCORE=VALUE", help="exit code 1 below it, e.g. accuracy=0.8; may be repeated")
     out.add_argument("--record", action="store_true", help="write reward mean, spread and temperature into the checkpoint's contract")
     how = parser.add_argument_group("how")
@@ -80,7 +83,7 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
         parser.error("--data holds the items of one benchmark; with several of them each comes from the hub")
     if several and options.markdown:
         parser.error("--markdown is one file; with several benchmarks write it by palate report RESULTS --markdown FILE")
-    unread = ["data", "probe", "record", "model"] if options.scores else ["columns"] if options.benchmark else ["where", "order", "partial"]
+    unread = ["data", "probe", "record", "heads", "model"] if options.scores else ["columns"] if options.benchmark else ["where", "order", "partial"]
     for name in unread:
         if getattr(options, name):
             parser.error(f"--{name} does nothing {'with --scores' if options.scores else 'with --benchmark' if options.benchmark else 'without --benchmark'}")
@@ -152,6 +155,8 @@ def evaluate_model(options: argparse.Namespace) -> list[dict[str, Any]]:
     opened = open_cached(options)
     if options.record and opened.local is None:
         raise ConfigError(f"--record writes into a checkpoint's contract; {options.model} has none")
+    if options.heads and (opened.local is None or len(opened.local.readout.outputs) < 2 or opened.local.readout.aggregate is not None):
+        raise ConfigError(f"--heads is for a checkpoint with several outputs; {options.model} has one reward")
     names = options.benchmark.split(",") if options.benchmark else [None]
     results = []
     for name in names:
@@ -175,6 +180,7 @@ def evaluate_model(options: argparse.Namespace) -> list[dict[str, Any]]:
                 benchmark=benchmark,
                 partial=options.partial or options.limit is not None,
                 probes=options.probe.split(",") if options.probe else [],
+                heads=options.heads,
                 name=None if benchmark else Path(options.data).name,
             )
         )
@@ -185,13 +191,22 @@ def evaluate_model(options: argparse.Namespace) -> list[dict[str, Any]]:
     return results
 
 
+def key_in(variable: str | None) -> str | None:
+    """The key that a named environment variable holds. Raises ConfigError where it holds none."""
+    from palate.errors import ConfigError
+
+    if variable is not None and not os.environ.get(variable):
+        raise ConfigError(f"--api-key-env {variable}: that variable is not set")
+    return os.environ[variable] if variable else None
+
+
 def open_cached(options: argparse.Namespace) -> Any:
     """The scorer that --model names, behind the cache where its rewards are a property of the text."""
     from palate.scoring.cache import CachedScorer, default_cache
     from palate.scoring.sources import open_scorer
 
     load: dict[str, Any] = {"packing": options.packing, "token_budget": options.token_budget, "max_length": options.max_length}
-    opened = open_scorer(options.model, input_format=options.format, protocol=options.protocol, **load)
+    opened = open_scorer(options.model, input_format=options.format, protocol=options.protocol, api_key=key_in(options.api_key_env), **load)
     if options.no_cache or opened.identity is None:
         return opened
     return opened._replace(scorer=CachedScorer(opened.scorer, options.cache or default_cache(), opened.identity))
@@ -256,13 +271,14 @@ def evaluate_opened(
     benchmark: Any = None,
     partial: bool = False,
     probes: Sequence[str] = (),
+    heads: bool = False,
     name: str | None = None,
 ) -> dict[str, Any]:
     """Score, compare, print, write: one result."""
     from palate.cli.console import console
     from palate.evaluation.evaluator import evaluate
     from palate.models.checkpoints import package_versions
-    from palate.reports.tables import benchmark_table, probe_table, result_table, subset_table
+    from palate.reports.tables import benchmark_table, heads_table, probe_table, result_table, subset_table
 
     before = {count: getattr(opened.scorer, count, 0) for count in ("cached", "computed")}
     evaluation = evaluate(
@@ -282,12 +298,17 @@ def evaluate_opened(
     for count in ("cached", "computed"):
         if isinstance(number := getattr(opened.scorer, count, None), int):
             evaluation.result.cost[count] = number - before[count]
+    if heads:
+        each = of_each_head(opened.local, groups[: settings.limit], settings.confidence, on_long=on_long)
+        evaluation = replace(evaluation, result=replace(evaluation.result, heads=each))
     result = asdict(evaluation.result)
     if found := result["benchmark"]:
         console.print(benchmark_table(found, title=title, confidence=settings.confidence))
     console.print(result_table(result, title="All comparisons" if found else title))
     if table := subset_table(result):
         console.print(table)
+    if result["heads"]:
+        console.print(heads_table(result["heads"]))
     for probe in (result["probes"] or {}).values():
         console.print(probe_table(probe))
     if output:
@@ -298,6 +319,15 @@ def evaluate_opened(
         record_statistics(opened.local.contract, record, result)
         write_card(record)
     return result
+
+
+def of_each_head(scorer: Any, groups: Sequence[PreferenceGroup], confidence: float, *, on_long: str) -> dict[str, Any]:
+    """The accuracy of every output by itself."""
+    from palate.evaluation.heads import evaluate_heads
+
+    used = [group for group in groups if group.comparisons]
+    outputs = scorer.outputs([exchange for group in used for exchange in group.exchanges()], progress=True, on_long=on_long)
+    return evaluate_heads(used, outputs, scorer.readout.outputs, confidence=confidence)
 
 
 def write_reports(output: Path, page: Path | None, markdown: Path | None, title: str, log_history: Sequence[Mapping[str, Any]]) -> None:

@@ -24,7 +24,7 @@ def main(arguments: Sequence[str]) -> int:
     from palate.judging.sources import read_generation
 
     quiet_libraries()
-    settings = with_endpoints(read_generation(options.config), options.base_url)
+    settings = with_endpoints(read_generation(options.config), options.base_url, options.api_key_env)
     found = read_prompts(read_rows(options.prompts, split=options.split))
     prompts = found.prompts[: options.limit]
     draws = plan(prompts, settings)
@@ -55,8 +55,12 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     return parser.parse_args(arguments)
 
 
-def with_endpoints(settings: GenerationSettings, base_url: str | None) -> GenerationSettings:
-    sources = [source if source.base_url else source.model_copy(update={"base_url": base_url}) for source in settings.sources]
+def with_endpoints(settings: GenerationSettings, base_url: str | None, api_key_env: str | None) -> GenerationSettings:
+    """Sources that name no endpoint get that of the command line, with its key, which goes to no other address."""
+    sources = [
+        source if source.base_url else source.model_copy(update={"base_url": base_url, "api_key_env": source.api_key_env or api_key_env})
+        for source in settings.sources
+    ]
     return settings.model_copy(update={"sources": sources})
 
 
@@ -67,7 +71,7 @@ def open_callers(options: argparse.Namespace, draws: Sequence[Draw]) -> dict[str
     requests, cost = options.max_requests, options.max_cost
     return {
         url: open_caller(
-            options,
+            with_key(options, draws, url),
             url,
             max_requests=None if requests is None else int(requests * share[url]),
             max_cost=None if cost is None else cost * share[url],
@@ -75,6 +79,11 @@ def open_callers(options: argparse.Namespace, draws: Sequence[Draw]) -> dict[str
         )
         for url in urls
     }
+
+
+def with_key(options: argparse.Namespace, draws: Sequence[Draw], base_url: str | None) -> argparse.Namespace:
+    """The flags with the name of the key of one endpoint."""
+    return argparse.Namespace(**{**vars(options), "api_key_env": next(draw.source.api_key_env for draw in draws if draw.source.base_url == base_url)})
 
 
 def prices_of(draws: Sequence[Draw], base_url: str | None) -> dict[str, Price]:
@@ -109,7 +118,7 @@ def show_plan(options: argparse.Namespace, draws: Sequence[Draw]) -> int:
     for name, count in Counter(draw.source.label for draw in draws).items():
         console.print(f"  {name}: {count} calls", markup=False, highlight=False)
     for url in dict.fromkeys(draw.source.base_url for draw in draws):
-        client = open_caller(options, url, max_requests=None, max_cost=None, cached=False).client
+        client = open_caller(with_key(options, draws, url), url, max_requests=None, max_cost=None, cached=False).client
         own = [draw.request for draw in draws if draw.source.base_url == url]
         console.print(client.endpoint, markup=False, highlight=False)
         estimate = dry_run(own, price=price, prices=prices_of(draws, url), cache=known_answers(options), endpoint=client.endpoint)

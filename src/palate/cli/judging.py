@@ -66,9 +66,7 @@ def open_judge(options: argparse.Namespace, *, references: Mapping[str, Conversa
     """
     check_style(options)
     if options.judge.startswith("panel:"):
-        from palate.cli.panels import open_panel
-
-        return open_panel(options, references or {})
+        return _open_panel(options, references or {})
     if options.judge.startswith("rm:"):
         from palate.evaluation.judges import ScorerJudge
         from palate.scoring.sources import open_scorer
@@ -81,6 +79,18 @@ def open_judge(options: argparse.Namespace, *, references: Mapping[str, Conversa
         name = options.judge.removeprefix("logits:")
         return Opened(load_pairwise_judge(name), None, {"judge": name, "kind": "log-odds of A and B", "policy": policy_of(options)})
     return _open_chat(options, references or {}, purse)
+
+
+def _open_panel(options: argparse.Namespace, references: Mapping[str, Conversation]) -> Opened:
+    """A jury or a cascade: its members opened one by one, with one budget for all."""
+    from palate.cli.panels import panel_of, read_members
+    from palate.judging.budget import Purse
+
+    panel, flags = read_members(options)
+    purse = Purse()
+    members = tuple(open_judge(one, references=references, purse=purse) for one in flags)
+    judge, provenance = panel_of(options, panel, flags, members)
+    return Opened(judge, None, provenance, members)
 
 
 def open_caller(

@@ -1,18 +1,17 @@
-"""Panels on the command line: the members of a jury or a cascade opened one by one, with one budget for all, and what each did and cost."""
+"""Panels on the command line: the members of a jury or a cascade made into one judge, and what each did and cost."""
 
 from __future__ import annotations
 
 import argparse
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from palate.cli.judging import Opened, open_judge
 from palate.cli.styles import policy_of
 
 if TYPE_CHECKING:
+    from palate.cli.judging import Opened
     from palate.judging.panels import PanelSettings
     from palate.judging.verdicts import Winner
-    from palate.types import Conversation
 
 
 def read_members(options: argparse.Namespace) -> tuple[PanelSettings, list[argparse.Namespace]]:
@@ -28,18 +27,16 @@ def read_members(options: argparse.Namespace) -> tuple[PanelSettings, list[argpa
         if member.model.startswith("panel:"):
             raise ConfigError(f"{options.judge}: {member.model} is a panel itself; name its judges here")
         own = {name: value for name, value in member.model_dump(exclude={"model", "name", "weight"}).items() if value is not None}
+        if member.base_url is not None:  # the key of the command line is not for other addresses
+            own["api_key_env"] = member.api_key_env
         members.append(argparse.Namespace(**{**vars(options), **own, "judge": member.model}))
     return panel, members
 
 
-def open_panel(options: argparse.Namespace, references: Mapping[str, Conversation]) -> Opened:
-    """The judge made of all members. A jury asks each about everything; the members of a cascade each see what the one before left in doubt."""
-    from palate.judging.budget import Purse
+def panel_of(options: argparse.Namespace, panel: PanelSettings, flags: Sequence[argparse.Namespace], members: Sequence[Opened]) -> tuple[Any, dict[str, Any]]:
+    """(the judge made of all members, its provenance). A jury asks each about everything; those of a cascade each see what the one before left in doubt."""
     from palate.judging.combining import BothOrders, Cascade, Jury
 
-    panel, flags = read_members(options)
-    purse = Purse()
-    members = tuple(open_judge(one, references=references, purse=purse) for one in flags)
     names = [member.label for member in panel.judges]
     judge: Any
     if panel.mode == "jury":
@@ -55,7 +52,7 @@ def open_panel(options: argparse.Namespace, references: Mapping[str, Conversatio
         "doubtful": panel.doubtful,
         "members": [{"name": member.label, **one.provenance, "weight": member.weight} for one, member in zip(members, panel.judges, strict=True)],
     }
-    return Opened(judge, None, provenance, members)
+    return judge, provenance
 
 
 def panel_figures(opened: Opened, right: Sequence[Winner] | None = None) -> dict[str, Any] | None:

@@ -21,7 +21,7 @@ def main(arguments: Sequence[str]) -> int:
     from palate.explorer.site import create_app
 
     try:
-        import multipart  # type: ignore[import-untyped] # noqa: F401 (starlette reads forms by it, and misses it only when one arrives)
+        import python_multipart  # noqa: F401 (starlette reads forms by it, and misses it only when one arrives)
         import uvicorn
     except ImportError as error:
         raise ConfigError(f"palate ui needs the package {error.name}: pip install 'palate[ui]'") from error

@@ -63,6 +63,7 @@ class Result:
     noise: dict[str, Any] | None = None
     benchmark: dict[str, Any] | None = None
     probes: dict[str, Any] | None = None
+    heads: dict[str, Any] | None = None  # each output of a model with several, as if it were the reward
     data: dict[str, Any] = field(default_factory=dict)
     model: dict[str, Any] = field(default_factory=dict)
     versions: dict[str, str] = field(default_factory=dict)

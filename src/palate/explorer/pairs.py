@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import threading
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -106,6 +107,7 @@ class Pairs:
         self.temperature, self.disagreements, self.suspect = self._suspects()
         self._texts = TextIndex("\n".join(map(text_of, (group.prompt, *group.responses))) for group in groups)
         self._orders: OrderedDict[tuple[Query, int], np.ndarray] = OrderedDict()
+        self._lock = threading.Lock()  # requests come in threads
 
     def __len__(self) -> int:
         return len(self.items)
@@ -170,15 +172,17 @@ class Pairs:
     def order(self, query: Query, labelled: Labelled) -> np.ndarray:
         """Rows that fit the query, in its order, int [rows]."""
         key = (query, labelled.version if query.labelled else 0)
-        if key in self._orders:
+        with self._lock:
+            if key not in self._orders:
+                self._orders[key] = self._ordered(query, labelled)
             self._orders.move_to_end(key)
+            if len(self._orders) > ORDERS_KEPT:
+                self._orders.popitem(last=False)
             return self._orders[key]
+
+    def _ordered(self, query: Query, labelled: Labelled) -> np.ndarray:
         rows = np.flatnonzero(self._mask(query, labelled))
-        found = rows[np.argsort(self._key(query.sort)[rows], kind="stable")] if query.sort != "file" else rows
-        self._orders[key] = found
-        if len(self._orders) > ORDERS_KEPT:
-            self._orders.popitem(last=False)
-        return found
+        return rows[np.argsort(self._key(query.sort)[rows], kind="stable")] if query.sort != "file" else rows
 
     def _mask(self, query: Query, labelled: Labelled) -> np.ndarray:
         mask = np.ones(len(self), dtype=bool)

@@ -48,9 +48,10 @@ STATIC = {
 """Every file that is served, by name: nothing in the address becomes a path."""
 
 HTMX = {"allowEval": False, "allowScriptTags": False, "includeIndicatorStyles": False, "selfRequestsOnly": True, "historyCacheSize": 0} | {
-    "refreshOnHistoryMiss": True
+    "refreshOnHistoryMiss": True,
+    "defaultSettleDelay": 0,
 }
-"""Settings of htmx under the content policy; pages are private, so it keeps none."""
+"""Settings of htmx under the content policy. Pages are private, so it keeps none. Without a delay what was swapped in answers to the very next key."""
 
 
 class Task(NamedTuple):

@@ -226,8 +226,8 @@ def _before_eos(source: Source) -> Iterator[str]:
             before.append(abs(float(source.head(hidden)) - score))
     if before:
         yield (
-            f"pad: DeepSpeed-Chat sets pad to EOS unless the tokenizer is Llama's, and then reads the token before EOS, which gives rewards other by up to "
-            f"{max(before):.3g} on the examples. Keep this folder's pad token ({source.tokenizer.pad_token}), or train with loss.type: divergence"
+            f"pad: DeepSpeed-Chat sets pad to EOS unless the tokenizer is Llama's, and then reads the token before EOS: the examples' rewards change by up to "
+            f"{max(before):.3g}. A model trained with loss.type: divergence has its reward at every token"
         )
 
 

@@ -36,7 +36,7 @@ def build_model(found: Found, options: ImportOptions, say: Say) -> tuple[PreTrai
         tensors = found.tensors if found.tensors is not None else read_tensors(found.weights, allow_pickle=options.allow_pickle)
     if found.layout == "llamafactory" and (head := head_file(folder)) is not None:
         tensors |= read_tensors(head, allow_pickle=options.allow_pickle)
-    readout = _readout(found, config, options, say)
+    readout = _readout(found, options, say)
     model = _filled(folder, config, found.layout, tensors, len(readout.outputs), options, say)
     for name in ("value_head_prefix", "normalize_reward", "mean", "std", "end_token_id", "auto_map"):  # of the other stack; what they say is in the contract
         if name in config.to_dict() and not (name == "auto_map" and options.trust_remote_code):
@@ -51,7 +51,7 @@ def _config(folder: Path, options: ImportOptions) -> Any:
         raise ModelError(f"{folder}: config.json is not one that transformers reads: {error}") from error
 
 
-def _readout(found: Found, config: Any, options: ImportOptions, say: Say) -> Readout:
+def _readout(found: Found, options: ImportOptions, say: Say) -> Readout:
     """One output is the reward; of several the user says what each weighs."""
     named = read_json(found.folder / "config.json").get("id2label")
     if found.layout != "classifier" or not isinstance(named, dict) or len(named) == 1:

@@ -17,6 +17,7 @@ from typing import Any, Literal, Protocol, TypeAlias, get_args
 import numpy as np
 
 from palate.errors import ConfigError, DataError
+from palate.judging.build import RIDGE
 from palate.judging.combining import BothOrders, Cascade, Judgment, count_outcomes
 from palate.judging.orders import Policy
 from palate.judging.rated import Rated
@@ -29,9 +30,6 @@ By: TypeAlias = Literal["strength", "win_rate"]
 
 MISSING = -1
 """What TRL's judges say of a pair whose judgment failed."""
-
-RIDGE = 0.5
-"""Prior precision of a strength: that of built data (`judging.build`)."""
 
 FAILED = ("one invalid", "both invalid")
 """Outcomes of pairs on which the judge said nothing that could be read."""
@@ -138,9 +136,8 @@ def _pair_judge(judge: Judge | PairJudge, policy: Policy) -> Remembering:
 class OnlineJudge:
     """`judge(prompts, completions, shuffle_order)` -> 0 or 1, the place of the better completion, or -1: the interface of TRL's pairwise judges.
 
-    -1 is what the judge does not decide: contradictions, ties, failures. TRL's Online DPO has taken a -1 for "the second is better", and Nash-MD and XPO
-    likewise; `undecided="error"` stops there instead. A single Judge is asked in both orders, so `shuffle_order` changes nothing.
-    `outcomes` counts how pairs came out.
+    -1 is what the judge does not decide: contradictions, ties, failures. TRL's Online DPO took a -1 for "the second is better"; `undecided="error"`
+    stops there instead. A single Judge is asked in both orders, so `shuffle_order` changes nothing. `outcomes` counts how pairs came out.
     """
 
     def __init__(self, judge: Judge | PairJudge, *, policy: Policy = "drop", undecided: Undecided = "missing"):

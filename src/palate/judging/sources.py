@@ -25,6 +25,7 @@ class SourceSettings(_Section):
     model: str = Field(description="The model's name at its endpoint.")
     name: str = Field("", description="Name of the source in the rows. Unset: the model's.")
     base_url: str | None = Field(None, description="OpenAI-compatible endpoint. Unset: that of the command line.")
+    api_key_env: str | None = Field(None, description="Environment variable with that endpoint's key.")
     temperature: list[float] = Field([1.0], min_length=1, description="A temperature, or several of which each response takes one.")
     top_p: float | None = Field(None, gt=0, le=1, description="Unset: the endpoint's own.")
     system_prompts: list[str] = Field([], description="Each response takes one; they do not become part of the prompt (UltraFeedback's principles).")
@@ -84,6 +85,8 @@ class GenerationSettings(_Section):
         models = [(source.base_url, source.model) for source in self.sources]
         if len(set(models)) < len({(*model, source.price) for model, source in zip(models, self.sources, strict=True)}):
             raise ValueError("two sources with one model at one endpoint have different prices")
+        if len({source.base_url for source in self.sources}) < len({(source.base_url, source.api_key_env) for source in self.sources}):
+            raise ValueError("two sources at one endpoint have different `api_key_env`")
         if self.sampler == "by_strength" and len({source.strength for source in self.sources}) < 2:
             raise ValueError("sampler by_strength needs sources of different `strength`")
         if self.sampler == "one_on_policy" and len({source.on_policy for source in self.sources}) < 2:

@@ -54,7 +54,7 @@ def ratings_of(groups: Sequence[PreferenceGroup], attributes: Sequence[str] | No
     found = list(dict.fromkeys(name for group in groups for rating in group.ratings for name in rating))
     names = tuple(attributes) if attributes is not None else tuple(found)
     if not names:
-        raise DataError("no response is rated; attributes need rows with `score`, `scores`, or a column an attribute (docs/formats.md)")
+        raise DataError("no response is rated; give rows with `score` (a number, or {attribute: number}), `scores`, or HelpSteer's columns (docs/formats.md)")
     if missing := [name for name in names if name not in found]:
         raise DataError(f"no response is rated for `{missing[0]}`; the data rate {', '.join(found) or 'nothing'}")
     rows = [rating for group in groups for rating in (group.ratings or [{}] * len(group.responses))]

@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 
 from palate.reports.drawing import BLUE, FAINT, INK, MARKERS, SERIES, as_percent, legend, names_on, new_axes, picture
 from palate.reports.sections import Card, Section, Side, TextPair, facts, plain, table
-from palate.reports.wording import NOTHING, count, counted, missing, number, percent, shortened, span
+from palate.reports.wording import NOTHING, count, counted, missing, number, number_span, p_value, percent, shortened, span
 
 PICTURED = 12  # directions in a picture of correlations
 OTHERS = 4  # attributes in it, beside length
@@ -30,7 +30,7 @@ def directions_lead(record: Mapping[str, Any]) -> str:
 
 
 def directions_sections(record: Mapping[str, Any]) -> list[Section]:
-    return [_variance(record), _goes_with(record), *_pairs(record), _made(record)]
+    return [_variance(record), _goes_with(record), *_agreement(record), *_pairs(record), _made(record)]
 
 
 def directions_pictures(record: Mapping[str, Any]) -> dict[str, Figure | None]:
@@ -85,6 +85,30 @@ def _with_interval(found: Mapping[str, Any]) -> str:
 
 def _signed(value: float | None) -> str:
     return NOTHING if value is None or missing(value) else f"{value:+.2f}"
+
+
+def _agreement(record: Mapping[str, Any]) -> list[Section]:
+    found = record.get("agreement")
+    if not found:
+        return []
+    rows = [
+        (
+            row["name"],
+            number(row["spread"], 2),
+            number_span(row["spread_interval"], 2),
+            number(row["mean"], 2),
+            number_span(row["mean_interval"], 2),
+            percent(row["same_sign"]),
+            p_value(row["p_value"]),
+        )
+        for row in found["directions"]
+    ]
+    text = (
+        f"How far each {found['by']} goes along a direction with what they prefer, in units of the spread of all pairs: the standard deviation between them "
+        "beyond their noise, and what they share. The most disputed direction stands first; p is that of no difference between them (Cochran's Q)."
+    )
+    headings = ("direction", "spread", "interval", "shared", "interval", "on the shared side", "p")
+    return [Section("agreement", "Where annotators differ", (text,), (table(headings, rows),))]
 
 
 def _pairs(record: Mapping[str, Any]) -> list[Section]:

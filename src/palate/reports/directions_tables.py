@@ -1,4 +1,4 @@
-"""The directions of a decomposition as a table for the terminal."""
+"""The directions of a decomposition as tables for the terminal: what they go with, and where annotators differ."""
 
 from __future__ import annotations
 
@@ -8,9 +8,10 @@ from typing import Any
 from rich.markup import escape
 from rich.table import Table
 
-from palate.reports.wording import clean, missing, number, percent, shortened
+from palate.reports.wording import clean, missing, number, number_span, p_value, percent, shortened
 
 SHOWN = 12
+DISPUTED = 4  # directions shown at either end
 
 
 def directions_table(record: Mapping[str, Any]) -> Table:
@@ -32,6 +33,21 @@ def directions_table(record: Mapping[str, Any]) -> Table:
         )
     if len(record["directions"]) > SHOWN:
         table.caption = f"{len(record['directions']) - SHOWN} more in the record"
+    return table
+
+
+def agreement_table(agreement: Mapping[str, Any]) -> Table:
+    """The directions along which annotators differ most, and those along which they do least."""
+    rows = agreement["directions"]
+    table = Table(title=f"Directions by how much {escape(clean(agreement['by']))}s differ along them", title_justify="left")
+    table.add_column("direction")
+    for heading in ("spread", "interval", "shared", "interval", "same side", "p of no difference"):
+        table.add_column(heading, justify="right")
+    for row in rows[:DISPUTED] + rows[max(DISPUTED, len(rows) - DISPUTED) :]:
+        spread, shared = (number_span(row[f"{name}_interval"], 2) for name in ("spread", "mean"))
+        table.add_row(row["name"], number(row["spread"], 2), spread, number(row["mean"], 2), shared, percent(row["same_sign"]), p_value(row["p_value"]))
+    if len(rows) > 2 * DISPUTED:
+        table.caption = f"the {DISPUTED} most and least disputed of {len(rows)}"
     return table
 
 

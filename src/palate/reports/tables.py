@@ -53,6 +53,14 @@ def subset_table(result: Mapping[str, Any]) -> Table | None:
     return _more(table, len(rows) - SUBSETS_SHOWN, "results file")
 
 
+def heads_table(heads: Mapping[str, Any]) -> Table:
+    """How often each output alone is right."""
+    table = _table("By output", ("output", "n", "accuracy", "interval"), words=1)
+    for name, row in heads.items():
+        table.add_row(escape(clean(name)), count(row["n"]), percent(row["accuracy"]), span(row["interval"]))
+    return table
+
+
 def benchmark_table(benchmark: Mapping[str, Any], *, title: str, confidence: float) -> Table:
     """The scores of a benchmark as its authors define them, the primary one bold."""
     table = _table(title, ("score", "value", f"{100 * confidence:.0f} % interval", "n"), words=1)

@@ -1,4 +1,4 @@
-"""A reward model behind HTTP as a Scorer: vLLM's `/classify`, OpenRLHF's `/get_reward`, TEI's `/predict`.
+"""A reward model behind HTTP as a Scorer: our own `/v1/rewards` by batches, vLLM's and SGLang's `/classify`, OpenRLHF's `/get_reward`, TEI's `/predict`.
 
 Requests run side by side; an answer of 429 or 5xx is asked again after a pause, what stays wrong is an error that names the response.
 """
@@ -36,9 +36,19 @@ class Answer(NamedTuple):
 
 
 class Protocol(NamedTuple):
+    """`body` of some exchanges (`batch` at most), and how their rewards are read from the answer; a `Lost` stands for one that has none."""
+
     path: str
-    body: Callable[[Exchange, str | None], dict[str, Any]]
-    reward: Callable[[Any], float]
+    body: Callable[[Sequence[Exchange], str | None], dict[str, Any]]
+    rewards: Callable[[Any], list[Any]]
+    batch: int = 1
+
+
+class Lost(NamedTuple):
+    """One item of a batch without a reward, in the server's words."""
+
+    kind: str
+    message: str
 
 
 def _messages(exchange: Exchange) -> list[dict[str, Any]]:
@@ -56,7 +66,7 @@ def _is_text(exchange: Exchange) -> bool:
 def _text(exchange: Exchange, protocol: str) -> str:
     if not _is_text(exchange):
         raise DataError(
-            f"{protocol} takes whole text that went through the model's template already; give rows of text, or use protocol vllm, which renders chats"
+            f"{protocol} takes whole text that went through the model's template already; give rows of text, or use protocol palate or vllm, which render chats"
         )
     return str(exchange.response)
 
@@ -69,33 +79,108 @@ def _classify(exchange: Exchange, model: str | None) -> dict[str, Any]:
     return body | {"messages": _messages(exchange)} | arguments
 
 
+def _item(exchange: Exchange) -> dict[str, Any]:
+    """An exchange as `palate serve` reads it: whatever a scorer of this process takes."""
+    prompt, response = exchange.prompt, exchange.response
+    if isinstance(response, TokenIds):
+        return {"input_ids": list(response)}
+    if isinstance(prompt, TokenIds):
+        raise DataError("a prompt of token ids goes with a response of token ids")
+    if _is_text(exchange):
+        return {"text": response}
+    parts = [part if isinstance(part, str) else [dict(message) for message in part] for part in (prompt, response)]
+    return {"prompt": parts[0], "response": parts[1]} | ({"template_args": dict(exchange.template_args)} if exchange.template_args else {})
+
+
+def _native(exchanges: Sequence[Exchange], model: str | None) -> dict[str, Any]:
+    return {"model": model, "items": [_item(exchange) for exchange in exchanges]}
+
+
+def _native_rewards(answer: Any) -> list[Any]:
+    return [Lost(str(row["error_kind"]), str(row["error"])) if row["raw"] is None else row["raw"] for row in answer["data"]]
+
+
+def _sglang(exchange: Exchange) -> dict[str, Any]:
+    return {"input_ids": list(exchange.response)} if isinstance(exchange.response, TokenIds) else {"text": _text(exchange, "sglang")}
+
+
 PROTOCOLS: dict[str, Protocol] = {
+    "palate": Protocol("/v1/rewards", _native, _native_rewards, batch=64),
     # chats are rendered by the server's own template; `use_activation: false` asks for the raw score
-    "vllm": Protocol("/classify", _classify, lambda answer: answer["data"][0]["probs"][-1]),
-    "openrlhf": Protocol("/get_reward", lambda e, _: {"query": [_text(e, "openrlhf")], "prompts": [""]}, lambda answer: answer["rewards"][0]),
+    "vllm": Protocol("/classify", lambda e, model: _classify(e[0], model), lambda answer: [answer["data"][0]["probs"][-1]]),
+    "sglang": Protocol("/classify", lambda e, _: _sglang(e[0]), lambda answer: [(answer[0] if isinstance(answer, list) else answer)["embedding"][-1]]),
+    "openrlhf": Protocol("/get_reward", lambda e, _: {"query": [_text(e[0], "openrlhf")], "prompts": [""]}, lambda answer: [answer["rewards"][0]]),
     "tei": Protocol(
         "/predict",
-        lambda e, _: {"inputs": _text(e, "tei"), "raw_scores": True, "truncate": False},
-        lambda answer: (answer[0] if isinstance(answer, list) else answer)["score"],
+        lambda e, _: {"inputs": _text(e[0], "tei"), "raw_scores": True, "truncate": False},
+        lambda answer: [(answer[0] if isinstance(answer, list) else answer)["score"]],
     ),
 }
 
+NAMED = ("palate", "vllm", "sglang")
+"""Servers that say who they are in /v1/models (`owned_by`)."""
+
+TOO_LONG_KINDS = ("too_long", "empty")  # of our own server's items: what a scorer of this process makes NaN
+
 
 class RemoteScorer:
-    """Rewards from an endpoint. `model` is what the server calls it (vLLM: asked of /v1/models where it is not given)."""
+    """Rewards from an endpoint. `protocol` auto asks the server what it is. `model` is what the server calls it (vLLM: asked of it where none is given)."""
 
-    def __init__(self, url: str, *, protocol: str = "vllm", model: str | None = None, concurrency: int = CONCURRENCY, timeout: float = 120.0):
-        if protocol not in PROTOCOLS:
-            raise ConfigError(f"protocol is {protocol!r}, expected one of {', '.join(PROTOCOLS)}")
-        self.url, self.protocol, self.timeout, self.concurrency = _checked(url), PROTOCOLS[protocol], timeout, concurrency
-        self.model = model or (self._served_model() if protocol == "vllm" else None)
+    def __init__(
+        self,
+        url: str,
+        *,
+        protocol: str = "auto",
+        model: str | None = None,
+        api_key: str | None = None,
+        concurrency: int = CONCURRENCY,
+        timeout: float = 120.0,
+    ):
+        if protocol not in ("auto", *PROTOCOLS):
+            raise ConfigError(f"protocol is {protocol!r}, expected auto or one of {', '.join(PROTOCOLS)}")
+        self.url, self.timeout, self.concurrency, self._key = _checked(url), timeout, concurrency, api_key
+        self.protocol_name, listed = self._detected() if protocol == "auto" else (protocol, None)
+        self.protocol = PROTOCOLS[self.protocol_name]
+        self.model = model or listed or (self._served_model() if self.protocol_name == "vllm" else None)
 
     def score(self, conversations: Sequence[Exchange | Conversation], *, progress: bool = False, on_long: str | None = None) -> np.ndarray:
-        """Rewards float32 [N]. An answer of 400 or 413 (too long for the server) is NaN under on_long="nan"."""
-        bodies = [self._body(i, as_exchange(item)) for i, item in enumerate(conversations)]
-        with ThreadPoolExecutor(self.concurrency) as pool:
-            asked = pool.map(lambda item: self._one(item[0], item[1], on_long), enumerate(bodies))
-            return np.array(list(tqdm(asked, total=len(bodies), desc="scoring", unit="response", disable=not progress)), dtype=np.float32)
+        """Rewards float32 [N]. What is too long for the server (an answer of 400 or 413) is NaN under on_long="nan"."""
+        size = self.protocol.batch
+        exchanges = [as_exchange(item) for item in conversations]
+        chunks = [(start, self._body(start, exchanges[start : start + size])) for start in range(0, len(exchanges), size)]
+        rewards = np.empty(len(exchanges), dtype=np.float32)
+        with (
+            ThreadPoolExecutor(self.concurrency) as pool,
+            tqdm(total=len(exchanges), desc="scoring", unit="response", disable=not progress) as bar,
+        ):
+            for (start, _), found in zip(chunks, pool.map(lambda chunk: self._some(*chunk, len(exchanges), on_long), chunks), strict=True):
+                rewards[start : start + len(found)] = found
+                bar.update(len(found))
+        return rewards
+
+    def _detected(self) -> tuple[str, str | None]:
+        """(what the server is, its first model where it lists some), by what it says of itself. Raises ConfigError where it does not say."""
+        models = self._said("/v1/models").get("data")
+        first = models[0] if isinstance(models, list) and models and isinstance(models[0], dict) else {}
+        if first.get("owned_by") in NAMED and isinstance(first.get("id"), str):
+            return first["owned_by"], first["id"]
+        if "model_id" in self._said("/info"):
+            return "tei", None
+        paths = self._said("/openapi.json").get("paths")
+        if isinstance(paths, dict) and "/get_reward" in paths:
+            return "openrlhf", None
+        raise ConfigError(f"{self.url} does not say what it speaks (/v1/models, /info and /openapi.json); give protocol: {', '.join(PROTOCOLS)}")
+
+    def _said(self, path: str) -> dict[str, Any]:
+        """A JSON object that the server gives there; an empty one where it has none. Raises ModelError where it asks for a key."""
+        answer = self._request("GET", path, None)
+        if answer.status in (401, 403):
+            raise ModelError(f"{self.url}{path} answered {answer.status}: it asks for another API key than was given")
+        try:
+            found = json.loads(answer.text) if answer.status == 200 else {}
+        except ValueError:
+            found = {}
+        return found if isinstance(found, dict) else {}
 
     def _served_model(self) -> str:
         answer = self._request("GET", "/v1/models", None)
@@ -107,29 +192,44 @@ class RemoteScorer:
         except (KeyError, IndexError, TypeError, ValueError) as error:
             raise ModelError(problem) from error
 
-    def _body(self, index: int, exchange: Exchange) -> dict[str, Any]:
-        try:
-            return self.protocol.body(exchange, self.model)
-        except DataError as error:
-            raise DataError(f"conversation {index}: {error}") from error
+    def _body(self, start: int, exchanges: Sequence[Exchange]) -> dict[str, Any]:
+        for place, exchange in enumerate(exchanges, start):
+            try:
+                body = self.protocol.body([exchange], self.model)
+            except DataError as error:
+                raise DataError(f"conversation {place}: {error}") from error
+        return body if len(exchanges) == 1 else self.protocol.body(exchanges, self.model)
 
-    def _one(self, index: int, body: dict[str, Any], on_long: str | None) -> float:
+    def _some(self, start: int, body: dict[str, Any], total: int, on_long: str | None) -> list[float]:
+        """Rewards of the conversations from `start` on that one request holds."""
+        count = min(self.protocol.batch, total - start)
+        where = f"conversation {start}" if count == 1 else f"conversations {start} to {start + count - 1}"
         answer = self._request("POST", self.protocol.path, body)
-        if answer.status in TOO_LONG and on_long == "nan":
-            return float("nan")
+        if answer.status in TOO_LONG and on_long == "nan" and self.protocol.batch == 1:
+            return [float("nan")]
         if answer.status != 200:
-            raise ModelError(f"conversation {index}: {self.url}{self.protocol.path} answered {answer.status}: {answer.text[:300]}")
+            raise ModelError(f"{where}: {self.url}{self.protocol.path} answered {answer.status}: {answer.text[:300]}")
         try:
-            return float(self.protocol.reward(json.loads(answer.text)))
+            found = self.protocol.rewards(json.loads(answer.text))
+            if len(found) != count:
+                raise ValueError(f"{len(found)} rewards for {count} conversations")
+            return [self._number(start + i, one, on_long) if isinstance(one, Lost) else float(one) for i, one in enumerate(found)]
         except (KeyError, IndexError, TypeError, ValueError) as error:
-            raise ModelError(f"conversation {index}: {self.url}{self.protocol.path} answered something else than a reward: {answer.text[:300]}") from error
+            if isinstance(error, ModelError):
+                raise
+            raise ModelError(f"{where}: {self.url}{self.protocol.path} answered something else than a reward: {answer.text[:300]}") from error
+
+    def _number(self, index: int, lost: Lost, on_long: str | None) -> float:
+        if lost.kind in TOO_LONG_KINDS and on_long == "nan":
+            return float("nan")
+        raise ModelError(f"conversation {index}: {self.url}{self.protocol.path}: {lost.message}")
 
     def _request(self, method: str, path: str, body: Any) -> Answer:
         pause = FIRST_PAUSE
         for attempt in range(RETRIES + 1):
             wait = pause
             try:
-                answer = _send(method, self.url + path, body, self.timeout)
+                answer = _send(method, self.url + path, body, self.timeout, self._key)
             except (OSError, HTTPException) as error:  # refused, reset, timed out, broken off
                 if attempt == RETRIES:
                     raise ModelError(f"{self.url}{path}: no answer after {RETRIES + 1} attempts: {error}") from error
@@ -154,9 +254,10 @@ def _checked(url: str) -> str:
     return url.rstrip("/")
 
 
-def _send(method: str, url: str, body: Any, timeout: float) -> Answer:
+def _send(method: str, url: str, body: Any, timeout: float, key: str | None) -> Answer:
     data = None if body is None else json.dumps(body).encode()
-    request = Request(url, data, {"Content-Type": "application/json"}, method=method)
+    headers = {"Content-Type": "application/json"} | ({"Authorization": f"Bearer {key}"} if key else {})
+    request = Request(url, data, headers, method=method)
     try:
         with urlopen(request, timeout=timeout) as answer:
             return Answer(answer.status, answer.read().decode("utf-8", "replace"))

@@ -47,26 +47,27 @@ class Opened(NamedTuple):
     local: LocalScorer | None = None  # the scorer itself, where it is one checkpoint in this process
 
 
-def open_scorer(source: str, *, input_format: str | None = None, protocol: str | None = None, **options: Any) -> Opened:
+def open_scorer(source: str, *, input_format: str | None = None, protocol: str | None = None, api_key: str | None = None, **options: Any) -> Opened:
     """Load what `source` names. `options` go to `load_scorer`: packing, token_budget, max_length, device, dtype, trust_remote_code.
 
     A checkpoint with a gate gives its gated reward; one whose outputs or `laplace.safetensors` state an uncertainty is an UncertainScorer.
     `dpo:POLICY,REFERENCE` is the implicit reward (without a reference: mean log-probability); `ensemble:A,B[,C]`, `ensemble-worst:`, `ensemble-lower:`
     and `ensemble-variance:` combine members, or the member heads of one checkpoint; `average:A,B` averages weights; `lower:SOURCE` takes its uncertainty
     off a reward (`ensemble-lower=0.5:`, `ensemble-variance=0.5:` and `lower=2:`: that many times, 1 otherwise); `genrm:MODEL` reads
-    log P(Yes) - log P(No) from a language model; `http://HOST:PORT` is an endpoint that speaks `protocol` (vllm, openrlhf, tei).
+    log P(Yes) - log P(No) from a language model; `http://HOST:PORT` is an endpoint that speaks `protocol` (palate, vllm,
+    sglang, openrlhf, tei; by default it is asked which), and may want an `api_key`.
     """
     kind, colon, rest = source.partition(":")
     kind, equals, number = kind.partition("=") if colon else ("", "", "")  # a folder may be called ensemble-1
     endpoint, ensemble = kind in ("http", "https"), kind == "ensemble" or kind.startswith("ensemble-")
-    if protocol is not None and not endpoint:
-        raise ConfigError(f"protocol {protocol} is for an endpoint (http://...), not for {source}")
+    if not endpoint and (protocol is not None or api_key is not None):
+        raise ConfigError(f"{f'protocol {protocol}' if protocol else 'an API key'} is for an endpoint (http://...), not for {source}")
     if input_format is not None and (endpoint or kind in ("dpo", "genrm", "average")):
         raise ConfigError(f"input format {input_format} is for a reward model in this process, not for {source}")
     name = format_of(source, input_format)
     if endpoint:
-        remote = RemoteScorer(source, protocol=protocol or "vllm")
-        return Opened(remote, {"name": remote.model or source, "architecture": f"endpoint ({protocol or 'vllm'})", "url": source}, None)
+        remote = RemoteScorer(source, protocol=protocol or "auto", api_key=api_key)
+        return Opened(remote, {"name": remote.model or source, "architecture": f"endpoint ({remote.protocol_name})", "url": source}, None)
     if kind == "dpo":
         return _implicit(rest, options)
     if kind == "genrm":

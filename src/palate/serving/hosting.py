@@ -16,6 +16,8 @@ from palate.serving.routes import Refusal
 from palate.serving.settings import ServerSettings
 from palate.serving.worker import Front, Served, Worker
 
+SERVED = "only checkpoints with a reward head are served (and averages of them); no endpoints, ensembles, bounds, implicit rewards or input formats"
+
 
 class Hosted(NamedTuple):
     """A model that answers, and where it came from."""
@@ -37,13 +39,15 @@ class Loading(NamedTuple):
     def open(self, source: str) -> Served:
         """Raises ModelError or ConfigError for what cannot be served."""
         folder = Path(source)
+        if ":" in source and not folder.is_dir() and not source.startswith("average:"):
+            raise ConfigError(f"{source}: {SERVED}")
         if not self.allow_pickle and (folder / "adapter_config.json").is_file() and not (folder / "adapter_model.safetensors").is_file():
             raise ModelError(f"{source}: its adapter is no safetensors file; pass --allow-pickle to load it all the same")
         safe: dict[str, Any] = {} if self.allow_pickle else {"use_safetensors": True}
         opened = open_scorer(source, trust_remote_code=self.trust_remote_code, **self.options, **safe)
         front = None if opened.scorer is opened.local else opened.scorer
         if opened.local is None or not isinstance(front, Front | None):
-            raise ConfigError(f"{source}: only checkpoints with a reward head are served (no endpoints, ensembles, implicit rewards or input formats)")
+            raise ConfigError(f"{source}: {SERVED}")
         return Served(opened.local, front)
 
 

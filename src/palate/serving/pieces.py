@@ -90,7 +90,7 @@ class PieceEncoder:
 
     def _fitted(self, piece: Piece, ids: list[int]) -> Encoded | Problem:
         if isinstance(piece.exchange.response, TokenIds) and not all(0 <= i < self.num_ids for i in ids):
-            return Problem("refused", f"a token id is {next(i for i in ids if not 0 <= i < self.num_ids)}; the model knows 0 to {self.num_ids - 1}")
+            return Problem("refused", f"a token id is {next(i for i in ids if not 0 <= i < self.num_ids)!s:.40}; the model knows 0 to {self.num_ids - 1}")
         if not ids:
             return Problem("empty", "it is empty: it has no token to read a reward from")
         if piece.every_token and not self.reads_every_token:

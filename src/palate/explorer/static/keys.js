@@ -28,6 +28,11 @@ document.addEventListener("click", (event) => {
   if (event.target.closest("[data-closes]") !== null) event.target.closest("dialog")?.close();
 });
 
+// A form of ours goes to the server by htmx or not at all: as a plain form it would load another page and decide nothing.
+document.addEventListener("submit", (event) => {
+  if (event.target.hasAttribute("hx-post")) event.preventDefault();
+});
+
 // What the server refuses, or a server that is gone, is said on the page.
 const say = (text) => {
   const place = document.querySelector("#notice");

@@ -41,7 +41,7 @@ class Folder:
     @cached_property
     def is_classifier(self) -> bool:
         """Whether its weights are those of transformers' classifier, whatever the config calls it."""
-        return (self.path / "value_head.safetensors").is_file() is False and (self.path / "pytorch_model.bin").is_file() is False
+        return not any((self.path / name).is_file() for name in ("value_head.safetensors", "pytorch_model.bin"))
 
     @property
     def architecture(self) -> str:
@@ -136,10 +136,11 @@ def pad_check(folder: Folder, why: str) -> Check:
     """A pad token that is not EOS, in the tokenizer (consumers overwrite the config's by it)."""
     tokenizer = folder.tokenizer
     pad, eos = (tokenizer.pad_token_id, tokenizer.eos_token_id) if tokenizer is not None else (None, None)
-    return Check("pad token", pad is not None and pad != eos, f"pad id {pad}, EOS id {eos}; {why}. `palate import` gives a model a pad token of its own")
+    passed = pad is not None and pad != eos
+    return Check("pad token", passed, f"pad id {pad}, EOS id {eos}" + ("" if passed else f"; {why}. `palate import` gives a model a pad token of its own"))
 
 
 def one_label(folder: Folder, why: str) -> Check:
-    return Check(
-        "one label", len(folder.labels) == 1, f"id2label has {len(folder.labels)} entries; {why}. `palate export --format hf --fold` writes one reward"
-    )
+    passed = len(folder.labels) == 1
+    advice = f"id2label has {len(folder.labels)} entries; {why}"
+    return Check("one label", passed, advice if passed else advice + ". `palate export --format hf --fold` writes one reward")

@@ -15,7 +15,8 @@ def loads_as_classifier(folder: Folder) -> Check:
     if folder.is_adapter:
         return Check("loads", True, f"an adapter: from_pretrained needs num_labels={len(folder.outputs)} and the base; `palate merge` makes a full checkpoint")
     named = folder.architecture.endswith("ForSequenceClassification") and folder.is_classifier
-    return Check("loads", named, f"{folder.architecture}; a *ForSequenceClassification with safetensors is needed. `palate import` makes one")
+    advice = folder.architecture if named else f"{folder.architecture}; a *ForSequenceClassification with safetensors is needed. `palate import` makes one"
+    return Check("loads", named, advice)
 
 
 def bias_check(folder: Folder) -> Check:
@@ -38,7 +39,7 @@ def transformers_checks(folder: Folder) -> Iterator[Check]:
     yield Check(
         "raw scores",
         folder.config.get("problem_type") == "regression",
-        f"problem_type is {folder.config.get('problem_type')!r}; without regression, pipeline('text-classification') gives a sigmoid of the reward",
+        f"problem_type is {folder.config.get('problem_type')!r}; without 'regression', pipeline('text-classification') gives a sigmoid of the reward",
     )
     yield pad_check(folder, "it reads the right-most token that is not padding: with pad == EOS the one before EOS, without a pad token no batch at all")
     yield bias_check(folder)

@@ -42,7 +42,7 @@ SGLANG_CLASSES = {
 SGLANG_BIASED = {"Qwen2ForSequenceClassification", "Qwen3ForSequenceClassification"}
 """Those whose head is nn.Linear(bias=True) there: without score.bias in the file, the bias keeps its random start in (-1/sqrt(H), 1/sqrt(H))."""
 
-TEI_TYPES = {"bert", "roberta", "xlm-roberta", "camembert", "deberta-v2", "distilbert", "modernbert", "new", "gte"}
+TEI_TYPES = {"bert", "roberta", "xlm-roberta", "deberta-v2", "distilbert", "modernbert", "new", "gte"}
 """Model types with a classifier in TEI's Rust backend. Qwen, Mistral, Gemma and other decoders stop there with an error. Source: backends/candle/src/lib.rs."""
 
 
