@@ -226,6 +226,7 @@ def settings(data: Path, output: Path) -> RunSettings:
                 "per_device_train_batch_size": 16,
                 "learning_rate": 1e-4,
                 "warmup_steps": 0.1,
+                "use_cpu": True,
                 "bf16": True,
                 "train_sampling_strategy": "group_by_length",
                 "save_strategy": "no",

@@ -124,7 +124,7 @@ print("\\n" + json.dumps(done))
 """
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": str(threads)})
     if run.returncode:
-        raise SystemExit(run.stderr)
+        raise SystemExit(f"offline scoring ended with {run.returncode}: {run.stderr}")
     return dict(json.loads(run.stdout.splitlines()[-1]))
 
 

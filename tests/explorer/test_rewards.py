@@ -56,6 +56,8 @@ def test_items_of_an_evaluation_find_their_pairs_in_any_order(groups: list[Prefe
         assert found.source == "lengths" and is_saved(str(path))
     part = from_items(tmp_path, [*turned, PreferenceGroup("new", ("x", "y"), turned[-1].comparisons)])
     assert np.isnan(part.values[-2:]).all() and np.isfinite(part.values[:-2]).all(), "what was not evaluated has no reward"
+    (tmp_path / "config.json").write_text("{}")
+    assert not is_saved(str(tmp_path)) and is_saved(str(tmp_path / "results.json")), "a checkpoint in which results lie is a model"
     with pytest.raises(DataError, match="no reward of any"):
         from_items(tmp_path, [PreferenceGroup("new", ("x", "y"), turned[-1].comparisons)])
     (tmp_path / "results.items.jsonl").write_text("{}\n")

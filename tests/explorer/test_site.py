@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from tests.conftest import TOKENIZERS, tiny_model
 from tests.explorer.sites import client_of, disputed, pairs_of, site_of, writing
 
 from palate.cli.ui import default_labels, main, parse
@@ -320,3 +322,26 @@ def test_the_command_puts_everything_together(tmp_path: Path, monkeypatch: pytes
     assert site.pairs.other.margin.tolist() == [-1.0] * 5 and (site.pairs.model, site.pairs.other_model) == ("a", "b")
     assert site.labels.path == Path("prefs.labels.jsonl") and site.annotator == "ada" and site.pairs.report.bad["empty side"] == 1
     assert isinstance(site.labels, LabelFile) and not site.labels.path.exists(), "no file before the first label"
+
+
+def test_the_command_scores_with_models(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, pairs: list[dict[str, Any]]) -> None:
+    """Two checkpoints, one given as the other model: margins are those of the scorer, the cache is filled, and every option that scoring reads is there."""
+    from palate.cli.ui import open_site
+    from palate.data.templates import prepare_tokenizer
+    from palate.models.reward_model import fit_tokenizer
+    from palate.scoring.local import load_scorer
+
+    monkeypatch.chdir(tmp_path)
+    for seed in (1, 2):
+        model, tokenizer = tiny_model("qwen3", seed=seed), prepare_tokenizer(TOKENIZERS["qwen3"](), close=False)
+        fit_tokenizer(model, tokenizer)
+        model.save_pretrained(tmp_path / f"model-{seed}")
+        tokenizer.save_pretrained(tmp_path / f"model-{seed}")
+    data = tmp_path / "prefs.jsonl"
+    data.write_text("".join(json.dumps(row) + "\n" for row in pairs))
+    site = open_site(parse(["--data", str(data), "--model", "model-1", "--compare", "model-2"]))
+    for seed, items in ((1, site.pairs.items), (2, site.pairs.other)):
+        scores = load_scorer(tmp_path / f"model-{seed}").score([Exchange(row["prompt"], row[side]) for row in pairs for side in ("chosen", "rejected")])
+        np.testing.assert_allclose(items.margin, scores[::2] - scores[1::2], atol=1e-5)
+    assert site.pairs.model != site.pairs.other_model and Path(os.environ["PALATE_CACHE"]).is_file()
+    assert "Token by token" in client_of(site).get("/pairs/0/heat").text

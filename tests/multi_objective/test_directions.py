@@ -24,7 +24,8 @@ def test_correlations_are_pearsons_of_pairs_and_their_reverses() -> None:
     np.testing.assert_allclose(found.value, expected, rtol=1e-12)
     sign = rng.choice([-1, 1], 200)
     flipped = correlations(x * sign[:, None], y * sign, np.arange(200))
-    np.testing.assert_allclose(flipped, found, rtol=1e-12)
+    for one, other in zip(flipped, found, strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-12)
 
 
 def test_their_intervals_are_those_of_a_bootstrap_over_prompts() -> None:
@@ -93,7 +94,7 @@ def opinions(seed: int = 0, differ: float = 1.0) -> tuple[Pairs, list[str]]:
         for _ in range(40):
             a, b = rng.choice(800, 2, replace=False)
             wins = rng.random() < 1 / (1 + np.exp(-(vectors[a] - vectors[b]) @ taste))
-            groups.append(PreferenceGroup(f"p {a} {b}", (str(a), str(b)), (Comparison(0, 1) if wins else Comparison(1, 0),)))
+            groups.append(PreferenceGroup(f"p {len(groups) % 3}", (str(a), str(b)), (Comparison(0, 1) if wins else Comparison(1, 0),)))
             names.append(f"w{who}")
     return embedded_pairs(Fixed(vectors), groups, weights="given"), names
 
@@ -104,8 +105,8 @@ def test_a_disputed_direction_is_told_from_a_shared_one() -> None:
     shared, disputed = rows["pc01"], rows["pc02"]
     assert agreement(pairs, decompose(pairs, components=4, centred=False), names)[0].name == "pc02"
     assert shared.mean_interval[0] > 0.3 and shared.same_sign == 1.0
-    assert disputed.spread_interval[0] > 0.3 and disputed.p_value < 1e-6 and abs(disputed.mean) < 0.25
-    assert rows["pc03"].p_value > 0.01 and rows["pc03"].spread < disputed.spread / 3
+    assert disputed.spread_interval[0] > 0.3 and disputed.p_value == 0.001 and abs(disputed.mean) < 0.25
+    assert rows["pc03"].p_value > 1e-3 and rows["pc03"].spread < disputed.spread / 2
 
 
 def test_without_dispute_no_direction_is_called_disputed() -> None:
@@ -114,6 +115,24 @@ def test_without_dispute_no_direction_is_called_disputed() -> None:
         pairs, names = opinions(seed, differ=0.0)
         below += sum(row.p_value < 0.05 for row in agreement(pairs, decompose(pairs, components=4, centred=False), names))
     assert below <= 6  # of 32, 1.6 expected
+
+
+def test_having_judged_other_prompts_is_no_difference_between_people() -> None:
+    """Two prompts with opposite preferences along the first axis, each judged by annotators of its own: their means differ, the people may not."""
+    rng = np.random.default_rng(1)
+    vectors = rng.standard_normal((200, 3))
+    groups, names = [], []
+    for i in range(600):
+        a, b = rng.choice(200, 2, replace=False)
+        side = i % 2
+        wins = (vectors[a, 0] > vectors[b, 0]) != side
+        groups.append(PreferenceGroup(f"prompt {side}", (str(a), str(b)), (Comparison(0, 1) if wins else Comparison(1, 0),)))
+        names.append(f"{side} {rng.integers(5)}")
+    pairs = embedded_pairs(Fixed(vectors), groups, weights="given")
+    axes = decompose(pairs, components=3, centred=False)
+    first = max(agreement(pairs, axes, names), key=lambda row: row.spread)
+    assert first.spread > 0.3 and first.p_value > 0.05
+    assert np.isnan(agreement(pairs, axes, [str(n % 2) for n in range(600)])[0].p_value)  # one annotator a prompt: nothing to deal out
 
 
 def test_annotators_of_a_few_votes_are_not_asked() -> None:

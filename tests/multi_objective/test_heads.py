@@ -12,13 +12,13 @@ from transformers import AutoModelForSequenceClassification
 
 from palate.data.collation import PreferenceCollator
 from palate.errors import ContractError, StorageError
+from palate.interchange.doctor.examine import examine
 from palate.models.checkpoints import read_contract
 from palate.models.reward_model import as_reward_model
 from palate.multi_objective.adaptation import adapt
 from palate.multi_objective.decomposition import decompose
 from palate.multi_objective.heads import LinearHeads, heads_of, original_head, projection_weights, save_heads, signed_heads
 from palate.multi_objective.pairs import embedded_pairs
-from palate.scoring.doctor import examine
 from palate.scoring.embeddings import open_embedder
 from palate.scoring.local import LocalScorer, load_scorer
 from palate.types import Comparison, PreferenceGroup, Readout

@@ -205,3 +205,18 @@ def test_recorded_statistics_fix_the_scale_of_an_ensemble(tmp_path: Path) -> Non
     assert open_scorer(source, **CPU).identity != opened.identity
     saved(folders[1], local(("reward",), (1.0,), seed=1))  # nothing recorded: z-scored on the first call, and not cached
     assert open_scorer(source, **CPU).identity is None
+
+
+def test_nothing_is_scored_as_nothing(tmp_path: Path) -> None:
+    from palate.scoring.gated import Gate, GatedScorer, GateSettings
+    from palate.scoring.laplace import LaplaceScorer, Posterior
+
+    members, pair = local(member_names(2), (0.5, 0.5)), local(("a", "b"), (0.5, 0.5))
+    gate = Gate(pair.width, 2, hidden=(4,), temperature=1.0)
+    scorers: list[Any] = [
+        *(HeadScorer(members, how=how) for how in COMBINE),
+        LaplaceScorer(pair, Posterior(np.eye(pair.width), np.zeros(pair.width), {})),
+        GatedScorer(pair, gate, GateSettings(("a", "b"), (0.0, 0.0), (1.0, 1.0))),
+    ]
+    for scorer in scorers:
+        assert scorer.score([]).shape == (0,) and scorer.score_detailed([])[1] == []

@@ -25,7 +25,7 @@ RECORD = "adaptation.json"
 def main(arguments: Sequence[str]) -> int:
     options = parse(arguments)
     from palate.cli.console import console, quiet_libraries
-    from palate.cli.decompose import check_free
+    from palate.cli.decompose import check_free, users_of
     from palate.multi_objective.heads import heads_of
     from palate.scoring.embeddings import open_embedder
 
@@ -108,20 +108,6 @@ def read_pairs(embedder: CachedEmbedder, data: str, options: argparse.Namespace)
     pairs = embedded_pairs(embedder, groups, weights="given", on_long=options.on_long, progress=True)
     console.print(f"{data}: {len(pairs)} comparisons" + (f", {pairs.left_out} left out (a response is too long, or empty)" if pairs.left_out else ""))
     return pairs
-
-
-def users_of(pairs: Pairs, column: str | None) -> list[str]:
-    """Whose comparison each is. Raises DataError where a row does not say."""
-    from palate.errors import DataError
-
-    if column is None:
-        return [EVERYONE] * len(pairs)
-    users = pairs.metadata(column)
-    if None in users:
-        group = pairs.groups[pairs.group[users.index(None)]]
-        known = ", ".join(str(key) for key in group.metadata if key not in ("source", "location"))
-        raise DataError(f"{group.metadata.get('location', 'a row')}: has no column {column!r} to say whose it is; columns that may: {known or 'none'}")
-    return [str(user) for user in users]
 
 
 # --- is it worth it? --------------------------------------------------------------------------------------------------------------------------------

@@ -20,7 +20,6 @@ RECORD = "directions.json"
 
 def main(arguments: Sequence[str]) -> int:
     options = parse(arguments)
-    from palate.cli.adapt import users_of
     from palate.cli.console import console, quiet_libraries
     from palate.cli.eval import parse_columns
     from palate.data.loading import fingerprint, load_groups
@@ -137,3 +136,17 @@ def readout_of(name: str, heads: LinearHeads, original: LinearHeads, found: Deco
         return Readout(heads.names, projection_weights(heads, original, found))
     wanted = ORIGINAL if name == "original" else f"{found.names[0]}+"
     return Readout(heads.names, tuple(float(head == wanted) for head in heads.names))
+
+
+def users_of(pairs: Pairs, column: str | None) -> list[str]:
+    """Whose comparison each is. Raises DataError where a row does not say."""
+    from palate.errors import DataError
+
+    if column is None:
+        return [EVERYONE] * len(pairs)
+    users = pairs.metadata(column)
+    if None in users:
+        group = pairs.groups[pairs.group[users.index(None)]]
+        known = ", ".join(str(key) for key in group.metadata if key not in ("source", "location"))
+        raise DataError(f"{group.metadata.get('location', 'a row')}: has no column {column!r} to say whose it is; columns that may: {known or 'none'}")
+    return [str(user) for user in users]

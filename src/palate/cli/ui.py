@@ -53,6 +53,7 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     rewards.add_argument("--compare", metavar="OTHER", help="a second model, or its results.json")
     rewards.add_argument("--format", help="input format of a model that has one of its own (see palate eval --help)")
     rewards.add_argument("--protocol", help="what an endpoint speaks: vllm (default), openrlhf, tei")
+    rewards.add_argument("--api-key-env", help="environment variable with the endpoint's key")
     rewards.add_argument("--max-length", type=int, help="in place of the checkpoint's own")
     rewards.add_argument("--cache", help="file of rewards computed before (default: $PALATE_CACHE, else among the user's caches)")
     rewards.add_argument("--no-cache", action="store_true", help="compute every reward anew, keep none")

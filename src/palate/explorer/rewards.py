@@ -47,7 +47,8 @@ class Model:
 def from_model(model: Model, groups: Sequence[PreferenceGroup], *, progress: bool = True) -> Rewards:
     """Every response scored once, through the cache where the model is behind one."""
     scored = score_groups(model.opened.scorer, groups, progress=progress, on_long="nan")
-    return Rewards(scored.rewards, model.name)
+    # of a checkpoint the last part of its path says enough
+    return Rewards(scored.rewards, Path(model.name).name if model.opened.local else model.name)
 
 
 def from_items(path: str | Path, groups: Sequence[PreferenceGroup]) -> Rewards:
@@ -90,9 +91,10 @@ def from_scores(path: str | Path, groups: Sequence[PreferenceGroup]) -> Rewards:
 
 
 def is_saved(source: str) -> bool:
-    """Whether this names saved items rather than a model."""
+    """Whether this names saved items rather than a model; a checkpoint's folder is a model, though results may lie in it."""
     path = Path(source)
-    return path.suffix in (".json", ".jsonl") or (path / "results.json").is_file()
+    is_model = any((path / name).is_file() for name in ("config.json", "adapter_config.json"))
+    return path.suffix in (".json", ".jsonl") or ((path / "results.json").is_file() and not is_model)
 
 
 def _some(values: np.ndarray, path: Path, advice: str) -> np.ndarray:

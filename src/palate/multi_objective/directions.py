@@ -6,10 +6,11 @@ direction, so correlations are of differences about 0 and do not depend on which
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
-from scipy import stats
+from scipy import sparse, stats
 
 from palate.errors import DataError
 from palate.multi_objective.decomposition import Decomposition
@@ -132,60 +133,74 @@ class Agreement(NamedTuple):
 
     name: str
     mean: float  # over annotators: the preference that they share
-    mean_interval: tuple[float, float]
+    mean_interval: tuple[float, ...]
     spread: float  # standard deviation between annotators, beyond the noise of each; 0 where there is none to be seen
-    spread_interval: tuple[float, float]
-    p_value: float  # that annotators do not differ at all (Cochran's Q)
+    spread_interval: tuple[float, ...]
+    p_value: float  # that annotators of one prompt do not differ; NaN where no prompt has two
     same_sign: float  # share of annotators on the side of the mean
 
 
-DRAWS = 1000  # resamples of annotators; the intervals' ends are percentiles
+DRAWS = 999  # resamples of annotators, whose percentiles are the intervals, and permutations of them
 LEAST_VOTES = 10  # comparisons of an annotator; fewer tell neither mean nor noise
 
 
-def agreement(pairs: Pairs, found: Decomposition, annotators: list[Any], *, confidence: float = 0.95, seed: int = 0) -> list[Agreement]:
+def agreement(pairs: Pairs, found: Decomposition, annotators: Sequence[Any], *, confidence: float = 0.95, seed: int = 0) -> list[Agreement]:
     """Each direction by how much annotators differ along it, the most disputed first. `annotators` [P]: whose comparison it is.
 
     An annotator's preference along a direction is the mean of chosen minus rejected along it. What these means vary by beyond their standard errors is
-    the spread, by the estimator of DerSimonian and Laird (1986, Controlled Clinical Trials 7, 177-188). Intervals resample annotators. Comparisons of one
-    annotator are taken as independent. Raises DataError where fewer than two annotators have LEAST_VOTES comparisons.
+    the spread, by the estimator of DerSimonian and Laird (1986, Controlled Clinical Trials 7, 177-188); intervals resample annotators. The p-value deals
+    each prompt's comparisons out anew among those who judged it, so that having judged other prompts is no difference between people. Raises
+    DataError where fewer than two annotators have LEAST_VOTES comparisons.
     """
     codes = codes_of(annotators)
-    kept = np.flatnonzero(np.bincount(codes) >= LEAST_VOTES)
-    if len(kept) < 2:
-        raise DataError(f"{len(kept)} annotators have {LEAST_VOTES} comparisons or more; agreement needs two of them")
+    busy = np.bincount(codes) >= LEAST_VOTES
+    if busy.sum() < 2:
+        raise DataError(f"{int(busy.sum())} annotators have {LEAST_VOTES} comparisons or more; agreement needs two of them")
     along = np.concatenate([z @ found.directions.T for z, _ in pairs.differences()])
+    along, codes, prompts = along[busy[codes]], codes_of(codes[busy[codes]]), pairs.prompts[busy[codes]]
     along /= np.sqrt((along**2).mean(axis=0))
-    rows = [along[codes == code] for code in kept]
+    rows = [along[codes == code] for code in range(int(busy.sum()))]
     means = np.stack([part.mean(axis=0) for part in rows])  # [annotators, K]
     noise = np.stack([part.var(axis=0, ddof=1) / len(part) for part in rows])
     rng = np.random.default_rng(seed)
-    drawn = [_spread(means[pick], noise[pick]) for pick in (rng.integers(0, len(kept), len(kept)) for _ in range(DRAWS))]
+    drawn = [_spread(means[pick], noise[pick]) for pick in rng.integers(0, len(rows), (DRAWS, len(rows)))]
     tails = [1 - upper_level(confidence), upper_level(confidence)]
-    centre, spread, q = _spread(means, noise)
-    (low, high), (narrow, wide) = (np.quantile([one[part] for one in drawn], tails, axis=0) for part in (0, 1))
-    p = stats.chi2.sf(q, len(kept) - 1)
+    centre, spread = _spread(means, noise)
+    shared, apart = (np.quantile([one[part] for one in drawn], tails, axis=0).T.tolist() for part in (0, 1))
+    p = _permuted(along, codes, prompts, rng)
     same = (np.sign(means) == np.sign(centre)).mean(axis=0)
     result = [
-        Agreement(
-            found.names[k],
-            float(centre[k]),
-            (float(low[k]), float(high[k])),
-            float(spread[k]),
-            (float(narrow[k]), float(wide[k])),
-            float(p[k]),
-            float(same[k]),
-        )
-        for k in range(len(centre))
+        Agreement(name, float(centre[k]), tuple(shared[k]), float(spread[k]), tuple(apart[k]), float(p[k]), float(same[k]))
+        for k, name in enumerate(found.names)
     ]
     return sorted(result, key=lambda one: -one.spread)
 
 
-def _spread(means: np.ndarray, noise: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """(mean over annotators, standard deviation between them, Cochran's Q), each [K], from means and squared errors [annotators, K]."""
+def _permuted(along: np.ndarray, codes: np.ndarray, prompts: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """p-values [K] of the sum of squares between annotators, under permutations of them within prompts."""
+    place = np.argsort(prompts, kind="stable")
+    if len(np.unique(np.column_stack([prompts, codes]), axis=0)) == len(np.unique(prompts)):  # each prompt has one annotator
+        return np.full(along.shape[1], np.nan)
+    sizes = np.bincount(codes)[:, None]
+
+    def between(labels: np.ndarray) -> np.ndarray:
+        sums = sparse.csr_array((np.ones(len(labels)), (labels, np.arange(len(labels)))), shape=(len(sizes), len(labels))) @ along
+        found: np.ndarray = (sums**2 / sizes).sum(axis=0)
+        return found
+
+    seen = between(codes) * (1 - 1e-12)  # rounding; equal arrangements must count as reached
+    reached, labels = np.zeros(along.shape[1]), codes.copy()
+    for _ in range(DRAWS):
+        labels[place] = codes[np.lexsort((rng.random(len(codes)), prompts))]
+        reached += between(labels) >= seen
+    return (1 + reached) / (DRAWS + 1)
+
+
+def _spread(means: np.ndarray, noise: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """(mean over annotators, standard deviation between them), each [K], from means and squared errors [annotators, K]."""
     weights = 1 / np.maximum(noise, np.finfo(float).tiny)
     total = weights.sum(axis=0)
     q = (weights * (means - (weights * means).sum(axis=0) / total) ** 2).sum(axis=0)
     between = np.maximum(0.0, (q - (len(means) - 1)) / (total - (weights**2).sum(axis=0) / total))
     pooled = 1 / (noise + between)
-    return (pooled * means).sum(axis=0) / pooled.sum(axis=0), np.sqrt(between), q
+    return (pooled * means).sum(axis=0) / pooled.sum(axis=0), np.sqrt(between)

@@ -105,7 +105,7 @@ def _agreement(record: Mapping[str, Any]) -> list[Section]:
     ]
     text = (
         f"How far each {found['by']} goes along a direction with what they prefer, in units of the spread of all pairs: the standard deviation between them "
-        "beyond their noise, and what they share. The most disputed direction stands first; p is that of no difference between them (Cochran's Q)."
+        "beyond their noise, and what they share. The most disputed direction stands first; p is that of no difference between those who judged one prompt."
     )
     headings = ("direction", "spread", "interval", "shared", "interval", "on the shared side", "p")
     return [Section("agreement", "Where annotators differ", (text,), (table(headings, rows),))]
