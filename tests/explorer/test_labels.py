@@ -174,9 +174,23 @@ def test_agreement_by_hand() -> None:
     assert found.alpha is not None and found.alpha[1] == 7
 
 
+def test_a_tie_of_the_data_is_agreed_with_by_a_tie() -> None:
+    pairs = pairs_of(
+        [{"prompt": "p", "response_1": "x", "response_2": "y", "label": 0}, {"prompt": "p", "response_1": "x", "response_2": "z", "label": 1}], [0.0, 1.0]
+    )
+    labels = [label(pairs.identity(0), "ada", "tie"), label(pairs.identity(1), "ada", "chosen"), label(pairs.identity(0), "bob", "chosen")]
+    ada, bob = agreement.summarise(labels, pairs).raters
+    assert (ada.compared, ada.with_data, bob.compared, bob.with_data) == (2, 2, 1, 0)
+
+
 def test_labels_of_other_data_are_no_mistake() -> None:
     found = agreement.summarise([label("00ff", "ada", "chosen")], many(4))
-    assert found.raters[0].decided == 1 and not found.pairs and found.fleiss is None and found.alpha is None
+    assert (
+        (found.raters[0].decided, found.raters[0].compared, found.raters[0].interval) == (1, 0, None)
+        and not found.pairs
+        and found.fleiss is None
+        and found.alpha is None
+    )
 
 
 # --- exports --------------------------------------------------------------------------------------------------------------------------------------

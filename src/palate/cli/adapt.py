@@ -18,7 +18,6 @@ if TYPE_CHECKING:
     from palate.scoring.embeddings import CachedEmbedder
     from palate.scoring.local import LocalScorer
 
-EVERYONE = "all"  # the user's name where no column says who it is
 RECORD = "adaptation.json"
 
 
@@ -163,7 +162,7 @@ def save_adapted(pairs: Pairs, scorer: LocalScorer, heads: LinearHeads, users: S
     import numpy as np
 
     from palate.cli.console import console
-    from palate.cli.decompose import golden_of
+    from palate.cli.decompose import EVERYONE, golden_of
     from palate.data.loading import fingerprint
     from palate.errors import DataError
     from palate.evaluation.evaluator import to_json

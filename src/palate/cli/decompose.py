@@ -12,10 +12,12 @@ from palate.types import PACKINGS
 if TYPE_CHECKING:
     from palate.multi_objective.decomposition import Decomposition
     from palate.multi_objective.heads import LinearHeads
+    from palate.multi_objective.pairs import Pairs
     from palate.types import PreferenceGroup, Readout
 
 GOLDEN = 8  # exchanges offered as golden examples; the contract keeps the first ones that fit
 RECORD = "directions.json"
+EVERYONE = "all"  # the user's name where no column says who it is
 
 
 def main(arguments: Sequence[str]) -> int:

@@ -28,8 +28,9 @@ class Rater(NamedTuple):
     name: str
     verdicts: dict[str, int]  # verdict -> pairs
     decided: int
-    with_data: int  # decided pairs on which the side is the data's
-    interval: Interval | None  # of the share with the data
+    compared: int  # of those, pairs of these data
+    with_data: int  # of those, pairs on which the verdict is the data's
+    interval: Interval | None  # of their share
 
 
 class Agreement(NamedTuple):
@@ -64,14 +65,14 @@ def summarise(labels: Sequence[Label], pairs: Pairs) -> Summary:
     others = _others(pairs, sorted({label.pair for label in decided}))
     found = [_agreement(a, b, tables[a], tables[b]) for a, b in combinations(names, 2)]
     found += [_agreement(name, other, tables[name], table) for other, table in others.items() for name in names]
-    return Summary([_rater(name, labels) for name in names], [row for row in found if row], _fleiss(tables), _alpha(tables))
+    return Summary([_rater(name, labels, tables[name], others["the data"]) for name in names], [row for row in found if row], _fleiss(tables), _alpha(tables))
 
 
-def _rater(name: str, labels: Sequence[Label]) -> Rater:
-    own = [label for label in labels if label.annotator == name]
-    decided = sum(label.decides for label in own)
-    right = sum(label.verdict == "chosen" for label in own)
-    return Rater(name, dict(Counter(label.verdict for label in own)), decided, right, wilson(right, decided, CONFIDENCE) if decided else None)
+def _rater(name: str, labels: Sequence[Label], own: dict[str, str], data: dict[str, str]) -> Rater:
+    verdicts = dict(Counter(label.verdict for label in labels if label.annotator == name))
+    both = own.keys() & data.keys()
+    right = sum(own[pair] == data[pair] for pair in both)
+    return Rater(name, verdicts, len(own), len(both), right, wilson(right, len(both), CONFIDENCE) if both else None)
 
 
 def _others(pairs: Pairs, wanted: Sequence[str]) -> dict[str, dict[str, str]]:

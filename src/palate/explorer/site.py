@@ -38,6 +38,8 @@ ROWS = 20  # pairs of a page
 PROMPTS = 40
 LABELS_SHOWN = 100
 CONFIDENCE = 0.95
+AGAINST = ("rejected", "both_bad")
+"""Verdicts that contradict a label of the data; a tie of the data is contradicted by none."""
 
 STATIC = {
     "page.css": ("palate.reports", "templates/page.css", "text/css"),
@@ -96,9 +98,9 @@ class Site:
             current = self.labels.current
             decided, against = (
                 np.array([int(label.pair, 16) for label in current if wanted(label)], dtype=np.uint64)
-                for wanted in (lambda label: label.decides, lambda label: label.verdict in ("rejected", "both_bad"))
+                for wanted in (lambda label: label.decides, lambda label: label.verdict in AGAINST)
             )
-            self._labelled = Labelled(self.labels.version, np.isin(self.pairs.ids, decided), np.isin(self.pairs.ids, against))
+            self._labelled = Labelled(self.labels.version, np.isin(self.pairs.ids, decided), np.isin(self.pairs.ids, against) & self.pairs.decided)
         return self._labelled
 
     @property
@@ -207,7 +209,9 @@ class Site:
     def labels_page(self, annotator: str) -> str:
         self.labels.refresh()
         current = self.labels.current
-        recent = sorted(current, key=lambda label: label.time, reverse=True)[:LABELS_SHOWN]
+        against = self.labelled().against
+        latest = sorted(current, key=lambda label: label.time, reverse=True)[:LABELS_SHOWN]
+        recent = [(label, label.verdict in AGAINST and label.pair in self.rows and against[self.rows[label.pair]]) for label in latest]
         here = sum(label.pair in self.rows for label in current)
         summary = agreement.summarise(current, self.pairs)
         return self.html("labels.html", annotator=annotator, summary=summary, recent=recent, labels=len(current), here=here, exports=exports.EXPORTS)

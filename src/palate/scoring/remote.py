@@ -153,7 +153,7 @@ class RemoteScorer:
             ThreadPoolExecutor(self.concurrency) as pool,
             tqdm(total=len(exchanges), desc="scoring", unit="response", disable=not progress) as bar,
         ):
-            for (start, _), found in zip(chunks, pool.map(lambda chunk: self._some(*chunk, len(exchanges), on_long), chunks), strict=True):
+            for (start, _), found in zip(chunks, pool.map(lambda chunk: self._some(chunk[0], chunk[1], len(exchanges), on_long), chunks), strict=True):
                 rewards[start : start + len(found)] = found
                 bar.update(len(found))
         return rewards
