@@ -288,6 +288,7 @@ async def answer(request):
     await asyncio.sleep(600 if request.messages[0]["content"] > "q 20" else 0.001)
     return "fine"
 
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell starts what it puts into the background deaf to interrupts
 caller = Caller(FunctionClient(answer), cache=CallCache(sys.argv[1]))
 threading.Timer(1.0, lambda: os.kill(os.getpid(), signal.SIGINT)).start()
 try:
