@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import re
 import resource
 import tempfile
 import time
@@ -30,12 +31,12 @@ from palate.data.pairing import from_scores
 from palate.evaluation.evaluator import to_json
 from palate.models.checkpoints import package_versions
 from palate.multi_objective.adaptation import adapt
-from palate.multi_objective.baselines import gaussian_heads, shared_base_ensemble, uniform_heads
+from palate.multi_objective.baselines import gaussian_heads, random_scores, shared_base_ensemble, uniform_heads
 from palate.multi_objective.decomposition import decompose, decompose_rows
 from palate.multi_objective.directions import agreement
 from palate.multi_objective.heads import LinearHeads, original_head, save_heads, signed_heads
 from palate.multi_objective.pairs import embedded_pairs
-from palate.multi_objective.trials import Exclude, TrialSettings, run_trials
+from palate.multi_objective.trials import Exclude, Trials, TrialSettings, run_trials
 from palate.sample import base_model_path, load_sample
 from palate.scoring.embeddings import open_embedder
 from palate.scoring.local import load_scorer
@@ -47,7 +48,8 @@ RESULTS = Path(__file__).parent / "results" / "decomposition.json"
 COMPONENTS = 50
 LONGEST = 900  # characters of a response: a run takes minutes on two cores
 TRAINED_ON = 1000  # pairs at most, or rankings / 4
-COLDER = (0.3, 0.1)  # temperatures below the paper's 1: fewer heads carry the weight
+TRIED = ((5, 1.0), (15, 1.0), (15, 0.1))  # (comparisons adapted on, temperature): the paper's, and one colder, where few heads carry the weight
+DISPUTED = 3  # directions recorded at either end
 
 
 class Task(NamedTuple):
@@ -156,62 +158,54 @@ def a_few(rows: list[dict[str, Any]], most: int = TRAINED_ON) -> list[dict[str, 
 def quality(name: str, task: Task, scratch: Path) -> dict[str, Any]:
     data = scratch / "train.jsonl"
     data.write_text("".join(json.dumps(row) + "\n" for row in task.train), encoding="utf-8")
-    started = time.perf_counter()
     directory = train(settings(data, scratch / "model"), say=lambda text: None).directory
-    trained = time.perf_counter() - started
     embedder, scorer, _ = open_embedder(str(directory), scratch / "cache")
     on = embedded_pairs(embedder, load_groups(data, on_bad_row="drop").groups)
     found = decompose(on, components=COMPONENTS)
     users = embedded_pairs(embedder, task.users, weights="given")
     original, directions = original_head(scorer), signed_heads(found)
     uncentred = signed_heads(decompose(on, components=COMPONENTS, centred=False))
-    width, count = embedder.width, len(directions)
+    count = len(directions)
     heads: dict[str, LinearHeads] = {
         "directions": directions,
         "directions and original": original.with_heads(directions),
         "first 10 directions": LinearHeads(directions.names[:20], directions.weights[:20], directions.bias[:20]),
         "uncentred directions": uncentred,
         "shared-base ensemble": shared_base_ensemble(on, count, seed=0),
-        "random uniform": uniform_heads(count, width, seed=0),
-        "random Gaussian": gaussian_heads(count, width, seed=0),
     }
     scores = {kind: each.score(users.embeddings) for kind, each in heads.items()}
+    scores |= {
+        f"random {kind}": random_scores(make, users.embeddings, count, seed=0) for kind, make in (("uniform", uniform_heads), ("Gaussian", gaussian_heads))
+    }
     single = original.score(users.embeddings)[:, 0]
     pool = np.array([bool(value) for value in users.metadata("adapts")])
     apart = {"adapt_on": pool, "test_on": ~pool} if pool.any() else {}
     results = {}
-    for n in (5, 15):
-        trials = run_trials(users, scores, single, users.metadata("user"), TrialSettings(pairs=n, exclude=task.exclude), **apart)
-        record = trials.as_dict()
-        results[str(n)] = record | {"users": [{key: value for key, value in user.items() if key != "draws"} for user in record["users"]]}
+    for n, temperature in TRIED:
+        trials = run_trials(users, scores, single, users.metadata("user"), TrialSettings(n, temperature=temperature, exclude=task.exclude), **apart)
+        results[f"{n} pairs, temperature {temperature:g}"] = figures(trials)
         shown = {kind: f"{100 * t.accuracy:.1f} ({100 * t.difference:+.1f}, p {t.p_value:.3f})" for kind, t in trials.overall.items()}
-        print(name, f"n={n}", f"{len(trials.users)} users", shown, flush=True)
-    own = {kind: scores[kind] for kind in ("directions", "first 10 directions", "random uniform")}
-    colder = {}
-    for temperature in COLDER:
-        trials = run_trials(
-            users,
-            own,
-            single,
-            users.metadata("user"),
-            TrialSettings(pairs=15, temperature=temperature, exclude=task.exclude),
-            **apart,
-        )
-        colder[str(temperature)] = trials.as_dict()["overall"]
-        print(name, f"n=15, temperature {temperature}", {kind: f"{100 * t.accuracy:.1f}" for kind, t in trials.overall.items()}, flush=True)
-    pc1 = float((directions.weights[0] @ original.weights[0]) / np.linalg.norm(original.weights[0]))
-    disputed = [one._asdict() for one in agreement(users, found, users.metadata("user"))] if task.annotators else []
-    return {
+        print(name, n, temperature, f"{len(trials.users)} users", shown, flush=True)
+    record = {
         "note": task.note,
         "train_pairs": len(on),
-        "train_seconds": round(trained),
-        "explained": [round(float(v), 4) for v in found.explained[:10]],
+        "explained": [float(share) for share in found.explained[:10]],
         "explained_by_all": float(found.explained.sum()),
-        "cosine_of_pc01_and_the_original_head": pc1,
+        "cosine_of_pc01_and_the_original_head": float((directions.weights[0] @ original.weights[0]) / np.linalg.norm(original.weights[0])),
         "trials": results,
-        "temperatures": colder,
-        "agreement": disputed,
     }
+    if task.annotators:
+        disputed = [one._asdict() for one in agreement(users, found, users.metadata("user"))]
+        record |= {"most_disputed": disputed[:DISPUTED], "least_disputed": disputed[-DISPUTED:]}
+    rounded: dict[str, Any] = json.loads(to_json(record), parse_float=lambda text: round(float(text), 4))
+    return rounded
+
+
+def figures(trials: Trials) -> dict[str, Any]:
+    """The mean over users of each method, and every user's accuracy."""
+    record = trials.as_dict()
+    users = {user.user: {kind: trial.accuracy for kind, trial in user.methods.items()} for user in trials.users}
+    return {"overall": record["overall"], "users": users, "too_few": len(trials.too_few)}
 
 
 def settings(data: Path, output: Path) -> RunSettings:
@@ -241,16 +235,26 @@ def settings(data: Path, output: Path) -> RunSettings:
 
 
 def cost(rows: int, width: int, scratch: Path) -> dict[str, Any]:
-    seconds, share = decomposition_cost(rows, width, scratch)
+    load = [round(value, 1) for value in os.getloadavg()]  # of the machine before, 1, 5 and 15 minutes
+    seconds, processor_seconds, share = decomposition_cost(rows, width, scratch)
     return {
-        "decomposition": {"rows": rows, "width": width, "components": COMPONENTS, "seconds": seconds, "peak_gib": peak_gib(), "explained": share},
+        "load": load,
+        "decomposition": {
+            "rows": rows,
+            "width": width,
+            "components": COMPONENTS,
+            "seconds": seconds,
+            "processor_seconds": processor_seconds,
+            "peak_gib": peak_gib(),
+            "explained": share,
+        },
         "adaptation_ms": adaptation_cost(),
         "scoring": scoring_cost(scratch),
     }
 
 
-def decomposition_cost(rows: int, width: int, scratch: Path) -> tuple[float, float]:
-    """Seconds of decomposing differences that lie in a file as float32, and the variance that the directions explain."""
+def decomposition_cost(rows: int, width: int, scratch: Path) -> tuple[float, float, float]:
+    """Seconds of decomposing differences that lie in a file as float32, by the clock and of all cores, and the variance that the directions explain."""
     path = scratch / "differences.f32"
     rng = np.random.default_rng(0)
     planted = rng.standard_normal((200, width)).astype(np.float32) * (1 / np.arange(1, 201, dtype=np.float32))[:, None] ** 0.5
@@ -264,11 +268,11 @@ def decomposition_cost(rows: int, width: int, scratch: Path) -> tuple[float, flo
         for start in range(0, rows, 4096):
             yield stored[start : start + 4096]
 
-    started = time.perf_counter()
+    started = time.perf_counter(), time.process_time()
     found = decompose_rows(batches(), components=COMPONENTS)
-    seconds = time.perf_counter() - started
+    seconds = time.perf_counter() - started[0], time.process_time() - started[1]
     path.unlink()
-    return round(seconds, 1), float(found.explained.sum())
+    return round(seconds[0], 1), round(seconds[1], 1), float(found.explained.sum())
 
 
 def peak_gib() -> float:
@@ -300,8 +304,8 @@ def median_ms(run: Callable[[], Any], times: int = 30) -> float:
     return round(1000 * float(np.median(found)), 2)
 
 
-def scoring_cost(scratch: Path, responses: int = 400, rounds: int = 7) -> dict[str, Any]:
-    """Seconds of scoring with one head and with a hundred, in turns, on MiniLM and the packed engine."""
+def scoring_cost(scratch: Path, responses: int = 100, rounds: int = 15) -> dict[str, Any]:
+    """Processor seconds, which other work on the machine moves little, of scoring with one head and with a hundred, in turns, on MiniLM."""
     groups = load_sample("train")
     items = [exchange for group in groups for exchange in group.exchanges()][:responses]
     data = scratch / "one.jsonl"
@@ -315,15 +319,20 @@ def scoring_cost(scratch: Path, responses: int = 400, rounds: int = 7) -> dict[s
     found: dict[str, list[float]] = {name: [] for name in scorers}
     for _ in range(rounds):
         for name, scorer in scorers.items():
-            started = time.perf_counter()
+            started = time.process_time()
             scorer.outputs(items)
-            found[name].append(time.perf_counter() - started)
+            found[name].append(time.process_time() - started)
     seconds = {name: round(float(np.median(times)), 3) for name, times in found.items()}
     ratios = np.array(found["hundred"]) / np.array(found["one"])
-    return {"responses": responses, "seconds": seconds, "ratio": float(np.median(ratios)), "ratio_range": [float(ratios.min()), float(ratios.max())]}
+    return {"responses": responses, "processor_seconds": seconds, "ratio": float(np.median(ratios)), "ratio_range": [float(ratios.min()), float(ratios.max())]}
 
 
 # --- the command --------------------------------------------------------------------------------------------------------------------------------------
+
+
+def write(path: Path, record: dict[str, Any]) -> None:
+    """As JSON, what holds no other list or object on one line."""
+    path.write_text(re.sub(r"[\[{][^][{}]*[\]}]", lambda found: " ".join(found[0].split()), to_json(record)), encoding="utf-8")
 
 
 def main() -> None:
@@ -342,7 +351,7 @@ def main() -> None:
         with tempfile.TemporaryDirectory(dir=options.scratch) as scratch:
             record["cost"] = cost(options.rows, options.width, Path(scratch))
         print(json.dumps(record["cost"], indent=1))
-        options.output.write_text(to_json(record), encoding="utf-8")
+        write(options.output, record)
         return
     for name in options.sets:
         try:
@@ -352,7 +361,8 @@ def main() -> None:
             continue
         with tempfile.TemporaryDirectory() as scratch:
             record["sets"][name] = quality(name, task, Path(scratch))
-        options.output.write_text(to_json(record), encoding="utf-8")
+        record["sets"] = {name: record["sets"][name] for name in SETS if name in record["sets"]}
+        write(options.output, record)
 
 
 if __name__ == "__main__":

@@ -22,10 +22,11 @@ import numpy as np
 import psutil
 from starlette.testclient import TestClient
 
+from palate.explorer.app import create_app
 from palate.explorer.labels import LabelFile
 from palate.explorer.pairs import Pairs
 from palate.explorer.rewards import Rewards
-from palate.explorer.site import Site, create_app
+from palate.explorer.site import Site
 from palate.types import Comparison, PreferenceGroup
 
 WORDS = 4000  # different words

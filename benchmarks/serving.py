@@ -1,11 +1,14 @@
 """What serving costs: requests of one sample each from 64 clients, against scoring the same texts in one call, and against a server without batching.
 
-    python benchmarks/serving.py [--clients 64] [--requests 3000] [--threads 1] [--workloads texts rollouts] [--output benchmarks/results/serving.json]
+    python benchmarks/serving.py [--clients 64] [--threads 1] [--workloads texts rollouts rollouts_base] [--output benchmarks/results/serving.json]
 
-Two workloads. `texts`: conversations of the sample data, no two alike, on all-MiniLM-L6-v2 under a fresh head (an encoder). `rollouts`: 16 responses to each
-of many prompts, as a GRPO step sends them, on a small random decoder, whose rewards are worthless and whose cost is real. Server, client and offline scoring
-are processes of their own; the model computes with `--threads` threads in both. The client takes processor time of the same machine: `by_cpu_time` says what
-the server's share of offline throughput would be if only its own processor time counted.
+`texts`: conversations of the sample data, no two alike, on all-MiniLM-L6-v2 under a fresh head (an encoder). `rollouts`: 16 responses to each of many
+prompts, as a GRPO step sends them, on a small random decoder, whose rewards are worthless and whose cost is real; `rollouts_base` the same on one of
+twelve layers of width 768. Server, client and offline scoring are processes of their own, and the model computes with `--threads` threads in each.
+
+Each round measures offline, the server and the server without batching in turn; the ratios are medians over the rounds. Others may work on the same
+machine, the client among them: `by_cpu_time` are the same ratios of processor time, which they disturb less. What batching can gain at most is
+`times_alone_offline`: one call for all texts against a call for each, without any server.
 
 Then: 10,000 requests of which 5 % are broken, a queue that is too small for its clients, and SIGTERM under load.
 """
@@ -21,11 +24,13 @@ import random
 import re
 import signal
 import socket
+import statistics
 import subprocess
 import sys
 import tempfile
 import time
 from collections import Counter
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -33,17 +38,20 @@ import numpy as np
 import psutil
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
-WARM_UP = 256  # requests before the clock starts
-SMALL: dict[str, Any] = {
-    "hidden_size": 256,
-    "num_hidden_layers": 6,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "head_dim": 64,
-    "intermediate_size": 768,
-}
-SMALL |= {"max_position_embeddings": 4096, "num_labels": 1}
 GROUP = 16  # responses to a prompt in `rollouts`
+WARM_UP = 64  # requests before the clock starts
+
+
+class Workload(NamedTuple):
+    requests: int
+    alone: int  # of them, to the server without batching and to the scorer one by one
+    rounds: int
+    decoder: dict[str, int] | None = None  # a Qwen3 of these sizes; None: all-MiniLM-L6-v2
+
+
+SMALL = {"hidden_size": 256, "num_hidden_layers": 6, "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 64, "intermediate_size": 768}
+BASE = {"hidden_size": 768, "num_hidden_layers": 12, "num_attention_heads": 12, "num_key_value_heads": 4, "head_dim": 64, "intermediate_size": 3072}
+WORKLOADS = {"texts": Workload(512, 64, 5), "rollouts": Workload(512, 32, 5, SMALL), "rollouts_base": Workload(144, 2, 1, BASE)}
 
 
 class Run(NamedTuple):
@@ -52,19 +60,20 @@ class Run(NamedTuple):
     statuses: Counter[int]
     rewards: dict[int, float]
     server_cpu: float  # seconds of processor time
+    client_cpu: float
 
 
 # --- workloads ----------------------------------------------------------------------------------------------------------------------------------
 
 
-def items_of(workload: str, count: int) -> list[dict[str, Any]]:
-    """Native items; no two alike, since equal ones are computed once."""
+def items_of(shared: bool, count: int) -> list[dict[str, Any]]:
+    """Native items, where `shared` in groups of one prompt; no two alike, since equal ones are computed once."""
     from palate.sample import load_sample
     from palate.types import text_of
 
     groups = [*load_sample("train"), *load_sample("test")]
     answers = [(text_of(group.prompt), text_of(response)) for group in groups for response in group.responses]
-    if workload == "texts":
+    if not shared:
         return [{"prompt": answers[i % len(answers)][0], "response": f"{answers[i % len(answers)][1]} ({i})"} for i in range(count)]
     rng = random.Random(0)
     items: list[dict[str, Any]] = []
@@ -76,7 +85,8 @@ def items_of(workload: str, count: int) -> list[dict[str, Any]]:
     return items[:count]
 
 
-def checkpoint(workload: str, folder: Path) -> None:
+def checkpoint(decoder: dict[str, int] | None, folder: Path) -> int:
+    """A reward model with a fresh head; its number of parameters."""
     import torch
     from transformers import Qwen3Config, Qwen3ForSequenceClassification
 
@@ -88,44 +98,65 @@ def checkpoint(workload: str, folder: Path) -> None:
     from palate.scoring.contract import build_contract
     from palate.types import Exchange
 
-    if workload == "texts":
+    if decoder is None:
         tokenizer = prepare_tokenizer(load_tokenizer(str(base_model_path())))
         model = load_pretrained(str(base_model_path()))
     else:
         tokenizer = prepare_tokenizer(byte_pairs(load_sample("train")))
         tokenizer.chat_template = closed_template(tokenizer.chat_template)
         torch.manual_seed(0)
-        model = as_reward_model(Qwen3ForSequenceClassification(Qwen3Config(**SMALL, vocab_size=len(tokenizer), pad_token_id=tokenizer.pad_token_id)))
+        sizes = {**decoder, "max_position_embeddings": 4096, "num_labels": 1, "vocab_size": len(tokenizer)}
+        model = as_reward_model(Qwen3ForSequenceClassification(Qwen3Config(**sizes, pad_token_id=tokenizer.pad_token_id)))
     fit_tokenizer(model, tokenizer)
-    encoder = Encoder(tokenizer, max_length=512 if workload == "texts" else 4096)
+    encoder = Encoder(tokenizer, max_length=4096 if decoder else 512)
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     build_contract(model, encoder, golden=[Exchange("what is two?", "two is a number")]).save(folder)
+    return int(model.num_parameters())
 
 
 # --- offline ------------------------------------------------------------------------------------------------------------------------------------
 
 
-def offline(model: Path, items: Path, threads: int) -> dict[str, Any]:
-    """In a process of its own: LocalScorer.score of all texts in one call."""
-    code = f"""
-import json, time, torch
-torch.set_num_threads({threads})
+OFFLINE = """
+import json, sys, time, torch
+from palate.data.tokenization import as_exchange
 from palate.scoring.local import load_scorer
-scorer = load_scorer({str(model)!r})
-items = json.load(open({str(items)!r}))
-texts = [item["messages"] if "messages" in item else (item["prompt"], item["response"]) for item in items]
+model, items, threads, alone = sys.argv[1:]
+torch.set_num_threads(int(threads))
+scorer = load_scorer(model)
+texts = [item["messages"] if "messages" in item else (item["prompt"], item["response"]) for item in json.load(open(items))]
 scorer.score(texts[:64])
-started, cpu = time.perf_counter(), time.process_time()
-rewards = scorer.score(texts)
-done = {{"seconds": time.perf_counter() - started, "cpu": time.process_time() - cpu, "rewards": rewards.tolist()}}
-done["tokens"] = sum(map(len, scorer.encoder.encode([__import__("palate.data.tokenization", fromlist=["x"]).as_exchange(t) for t in texts])))
-print("\\n" + json.dumps(done))
+tokens = sum(map(len, scorer.encoder.encode([as_exchange(text) for text in texts])))
+for _ in sys.stdin:
+    started, cpu = time.perf_counter(), time.process_time()
+    rewards = scorer.score(texts).tolist()
+    between, own = time.perf_counter(), time.process_time() - cpu
+    for text in texts[:int(alone)]:
+        scorer.score([text])
+    done = {"seconds": between - started, "cpu": own, "seconds_alone": time.perf_counter() - between, "rewards": rewards, "tokens": tokens}
+    print(json.dumps(done), flush=True)
 """
-    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": str(threads)})
-    if run.returncode:
-        raise SystemExit(f"offline scoring ended with {run.returncode}: {run.stderr}")
-    return dict(json.loads(run.stdout.splitlines()[-1]))
+
+
+class Offline:
+    """A process of its own: LocalScorer.score of all texts in one call, then of the first ones, a call each."""
+
+    def __init__(self, model: Path, items: Path, threads: int, alone: int):
+        command = [sys.executable, "-c", OFFLINE, str(model), str(items), str(threads), str(alone)]
+        environment = {**os.environ, "OMP_NUM_THREADS": str(threads)}
+        self.process = subprocess.Popen(command, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+
+    def round(self) -> dict[str, Any]:
+        assert self.process.stdin and self.process.stdout
+        self.process.stdin.write("\n")
+        self.process.stdin.flush()
+        return dict(json.loads(self.process.stdout.readline()))
+
+    def stop(self) -> int:
+        assert self.process.stdin
+        self.process.stdin.close()
+        return self.process.wait(60)
 
 
 # --- the server ---------------------------------------------------------------------------------------------------------------------------------
@@ -191,8 +222,8 @@ async def client(port: int, requests: list[tuple[int, bytes]], found: Run) -> No
 
 def load(server: Server, bodies: list[bytes], clients: int) -> Run:
     requests = [(i, http_post(body)) for i, body in enumerate(bodies)][::-1]  # popped from the end
-    found = Run(0.0, [], Counter(), {}, 0.0)
-    cpu = server.cpu()
+    found = Run(0.0, [], Counter(), {}, 0.0, 0.0)
+    cpu, own = server.cpu(), time.process_time()
 
     async def all_of_them() -> float:
         started = time.perf_counter()
@@ -200,7 +231,7 @@ def load(server: Server, bodies: list[bytes], clients: int) -> Run:
         return time.perf_counter() - started
 
     seconds = asyncio.run(all_of_them())
-    return found._replace(seconds=seconds, server_cpu=server.cpu() - cpu)
+    return found._replace(seconds=seconds, server_cpu=server.cpu() - cpu, client_cpu=time.process_time() - own)
 
 
 def http_post(body: bytes) -> bytes:
@@ -214,44 +245,64 @@ def body_of(item: dict[str, Any]) -> bytes:
 # --- what is measured ---------------------------------------------------------------------------------------------------------------------------
 
 
-def throughput(workload: str, folder: Path, options: argparse.Namespace) -> dict[str, Any]:
-    model, data = folder / workload, folder / f"{workload}.json"
-    checkpoint(workload, model)
-    items = items_of(workload, options.requests + WARM_UP)
-    warm, items = items[:WARM_UP], items[WARM_UP:]
-    data.write_text(json.dumps(items))
-    whole = offline(model, data, options.threads)
-    batched = timed(model, warm, items, options)
-    single = timed(model, warm[:32], items[: max(len(items) // 8, options.clients)], options, "--batch-items", "1")
-    error = max(abs(whole["rewards"][i] - reward) for i, reward in batched.rewards.items())
-    rate, offline_rate = len(items) / batched.seconds, len(items) / whole["seconds"]
-    one_rate = len(single.latencies) / single.seconds
+class Round(NamedTuple):
+    """Samples a second, and processor time in milliseconds a sample; `alone`: one sample at a time."""
+
+    offline: float
+    offline_alone: float
+    served: float
+    served_alone: float
+    cpu_offline: float
+    cpu_served: float
+    cpu_served_alone: float
+    cpu_client: float
+
+
+def throughput(name: str, folder: Path, options: argparse.Namespace) -> dict[str, Any]:
+    workload = WORKLOADS[name]
+    model, data, count = folder / name, folder / f"{name}.json", workload.requests
+    parameters = checkpoint(workload.decoder, model)
+    items = items_of(workload.decoder is not None, count + WARM_UP)
+    warm, bodies = ([body_of(item) for item in part] for part in (items[count:], items[:count]))
+    data.write_text(json.dumps(items[:count]))
+    scorer = Offline(model, data, options.threads, workload.alone)
+    together, alone = Server(model, options.threads), Server(model, options.threads, "--batch-items", "1")
+    load(together, warm, options.clients)
+    load(alone, warm[:8], options.clients)
+    rounds, latencies = [], []
+    for _ in range(workload.rounds):
+        whole, served, single = scorer.round(), load(together, bodies, options.clients), load(alone, bodies[: workload.alone], options.clients)
+        if served.statuses != {200: count} or single.statuses != {200: workload.alone}:
+            raise SystemExit(f"answers {dict(served.statuses)} and {dict(single.statuses)}; expected {count} and {workload.alone} of 200")
+        rates = (count / whole["seconds"], workload.alone / whole["seconds_alone"], count / served.seconds, workload.alone / single.seconds)
+        cpu = (whole["cpu"] / count, served.server_cpu / count, single.server_cpu / workload.alone, served.client_cpu / count)
+        rounds.append(Round(*rates, *(1000 * seconds for seconds in cpu)))
+        latencies += served.latencies
+        print(rounds[-1], flush=True)
+    if codes := [code for code in (scorer.stop(), together.stop(), alone.stop()) if code]:
+        raise SystemExit(f"a process ended with {codes[0]}")
     result = {
-        "workload": workload,
-        "requests": len(items),
-        "tokens_a_sample": round(whole["tokens"] / len(items), 1),
-        "offline_per_second": round(offline_rate, 1),
-        "served_per_second": round(rate, 1),
-        "one_at_a_time_per_second": round(one_rate, 1),
-        "share_of_offline": round(rate / offline_rate, 3),
-        "by_cpu_time": round(whole["cpu"] / batched.server_cpu, 3),
-        "times_one_at_a_time": round(rate / one_rate, 2),
-        "milliseconds": {f"p{q}": round(1000 * float(np.percentile(batched.latencies, q)), 1) for q in (50, 90, 99)},
-        "cpu_ms_a_sample": {"offline": round(1000 * whole["cpu"] / len(items), 3), "server": round(1000 * batched.server_cpu / len(items), 3)},
-        "largest_difference_of_rewards": error,
+        "workload": name,
+        "parameters": parameters,
+        "tokens_a_sample": round(whole["tokens"] / count, 1),
+        "requests": count,
+        "rounds": [{key: round(value, 3) for key, value in one._asdict().items()} for one in rounds],
+        "share_of_offline": median(one.served / one.offline for one in rounds),
+        "times_one_at_a_time": median(one.served / one.served_alone for one in rounds),
+        "by_cpu_time": {
+            "share_of_offline": median(one.cpu_offline / one.cpu_served for one in rounds),
+            "times_one_at_a_time": median(one.cpu_served_alone / one.cpu_served for one in rounds),
+        },
+        "times_alone_offline": median(one.offline / one.offline_alone for one in rounds),
+        "milliseconds": {f"p{q}": round(1000 * float(np.percentile(latencies, q)), 1) for q in (50, 90, 99)},
+        "largest_difference_of_rewards": max(abs(whole["rewards"][i] - reward) for i, reward in served.rewards.items()),
     }
     print(json.dumps(result, indent=1), flush=True)
     return result
 
 
-def timed(model: Path, warm: list[Any], items: list[Any], options: argparse.Namespace, *flags: str) -> Run:
-    server = Server(model, options.threads, *flags)
-    load(server, [body_of(item) for item in warm], options.clients)
-    run = load(server, [body_of(item) for item in items], options.clients)
-    code = server.stop()
-    if code or run.statuses != {200: len(items)}:
-        raise SystemExit(f"exit code {code}, answers {dict(run.statuses)}; expected {len(items)} of 200")
-    return run
+def median(values: Iterable[float]) -> float:
+    return round(statistics.median(values), 3)
 
 
 def broken_bodies(model: Path, options: argparse.Namespace) -> dict[str, Any]:
@@ -321,10 +372,9 @@ def drained(model: Path, options: argparse.Namespace) -> dict[str, Any]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--clients", type=int, default=64)
-    parser.add_argument("--requests", type=int, default=3000)
     parser.add_argument("--many", type=int, default=10_000, help="requests of which 5 %% are broken")
     parser.add_argument("--threads", type=int, default=1, help="that compute, in the server and offline")
-    parser.add_argument("--workloads", nargs="*", default=["texts", "rollouts"], choices=("texts", "rollouts"))
+    parser.add_argument("--workloads", nargs="*", default=list(WORKLOADS), choices=WORKLOADS)
     parser.add_argument("--only-speed", action="store_true")
     parser.add_argument("--output", type=Path, default=Path(__file__).parent / "results" / "serving.json")
     options = parser.parse_args()
@@ -336,7 +386,7 @@ def main() -> None:
         record |= {"versions": package_versions(), "speed": [throughput(workload, folder, options) for workload in options.workloads]}
         if not options.only_speed:
             if not (folder / "texts").exists():
-                checkpoint("texts", folder / "texts")
+                checkpoint(None, folder / "texts")
             record["broken_bodies"] = broken_bodies(folder / "texts", options)
             record["overload"] = overload(folder / "texts", options)
             record["sigterm"] = drained(folder / "texts", options)

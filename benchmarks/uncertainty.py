@@ -1,11 +1,11 @@
 """Best-of-n under a gold scorer by one head, an ensemble of heads and lower bounds; whether stated uncertainties hold; ridge heads and a gate on real ratings.
 
-    python benchmarks/uncertainty.py --data FOLDER --scratch FOLDER --output results/uncertainty.json [--only best_of_n,ratings,attributes]
+    python benchmarks/uncertainty.py --data FOLDER --scratch FOLDER --output results/uncertainty.json [--only alpaca,gsm8k,few,ratings,attributes]
 
-all-MiniLM-L6-v2, trained in each case in one short run (two epochs, for ratings six, learning rate 1e-4, one thread, bfloat16 autocast). Gold: win
-probabilities of a judge over
-a common baseline (alpaca_eval_kwise), right answers (gsm8k_kwise), ratings of 1 to 5 (gpt4_rated). Small sets and one seed: what the intervals (over
-prompts) do not hold is how much a second training run would differ.
+all-MiniLM-L6-v2, trained in each case in one short run (two epochs, for ratings three, learning rate 1e-4, one thread, bfloat16 autocast). Gold: win
+probabilities of a judge over a common baseline (alpaca_eval_kwise), right answers (gsm8k_kwise), ratings of 1 to 5 (gpt4_rated). `few` fits heads on
+the frozen backbones to few, partly wrong, comparisons, 20 times over. Elsewhere there is one seed: what intervals over prompts do not hold is how much
+a second training run would differ.
 """
 
 from __future__ import annotations
@@ -22,9 +22,13 @@ import numpy as np
 
 MEMBERS = 4
 SIZES = {"alpaca": 180, "gsm8k": 300}  # training prompts
+TESTED = 500  # prompts at most
 LARGEST_N = 4  # every prompt has as many responses
 LONGEST = 1200  # characters of prompt and response: what 320 tokens hold, as a rule
 STRENGTHS = (0.5, 1.0, 2.0)
+FEW = ((10, 0.0), (10, 0.25), (40, 0.0), (40, 0.25))
+"""(prompts with comparisons, share of the labels that is flipped); a quarter is what Coste et al. 2023 flip."""
+REPEATS = 20
 Rows = list[dict[str, Any]]
 
 
@@ -44,7 +48,7 @@ def alpaca(folder: Path) -> tuple[Rows, Rows]:
             rows.append({"prompt": row["prompt"], **{name: [row[name][i] for i in fits] for name in ("responses", "scores", "win_probs")}})
     random.Random(0).shuffle(rows)
     train = [{"prompt": row["prompt"], "responses": row["responses"], "scores": row["scores"]} for row in rows[: SIZES["alpaca"]]]
-    test = [{"prompt": row["prompt"], "responses": row["responses"], "gold": row["win_probs"]} for row in rows[SIZES["alpaca"] :]]
+    test = [{"prompt": row["prompt"], "responses": row["responses"], "gold": row["win_probs"]} for row in rows[SIZES["alpaca"] :][:TESTED]]
     return train, test
 
 
@@ -55,7 +59,7 @@ def gsm8k(folder: Path) -> tuple[Rows, Rows]:
     mixed = [i for i, row in enumerate(rows) if 0 < sum(row["scores"]) < len(row["scores"])][: SIZES["gsm8k"]]
     train = [{"prompt": rows[i]["prompt"], "responses": rows[i]["responses"], "scores": rows[i]["scores"]} for i in mixed]
     rest = [row for i, row in enumerate(rows) if i not in set(mixed)]
-    return train, [{"prompt": row["prompt"], "responses": row["responses"], "gold": row["scores"]} for row in rest]
+    return train, [{"prompt": row["prompt"], "responses": row["responses"], "gold": row["scores"]} for row in rest[:TESTED]]
 
 
 def rated(folder: Path) -> tuple[Rows, Rows]:
@@ -129,8 +133,7 @@ def best_of_n(name: str, make: Callable[[Path], tuple[Rows, Rows]], folder: Path
     scorer = load_scorer(trained(name, train, loss, scratch, batch=8, max_length=320))
     pairs = embedded_pairs(_InMemory(scorer), load_groups(train, margins=False).groups)
     fit = fit_posterior(pairs, linear_reward(scorer)[0])
-    exchanges = [(row["prompt"], response) for row in test for response in row["responses"]]
-    embeddings = scorer.embed(exchanges, on_long="nan")
+    embeddings = embedded_test(name, make, folder, scratch)[1]
     kept = np.isfinite(embeddings).all(axis=1)
     outputs = embeddings @ _head(scorer)[0].T + _head(scorer)[1]  # [N, members]
     deviations = fit.posterior.deviations(embeddings.astype(np.float64))
@@ -154,7 +157,8 @@ def best_of_n(name: str, make: Callable[[Path], tuple[Rows, Rows]], folder: Path
         low, high, _ = mean_interval(gain, np.arange(len(gain)))
         table[proxy] = {
             "gold": curve.expected.tolist(),
-            "interval": [float(curve.low[-1]), float(curve.high[-1])],
+            "low": curve.low.tolist(),
+            "high": curve.high.tolist(),
             "over_single": [float(gain.mean()), float(low), float(high)],
         }
     uncertainty = {
@@ -171,6 +175,75 @@ def best_of_n(name: str, make: Callable[[Path], tuple[Rows, Rows]], folder: Path
         "proxies": table,
         "uncertainty": uncertainty,
     }
+
+
+def embedded_test(name: str, make: Callable[[Path], tuple[Rows, Rows]], folder: Path, scratch: Path) -> tuple[Rows, np.ndarray]:
+    """(test rows, embeddings of their responses one after the other), computed once by the model of this name."""
+    from palate.scoring.local import load_scorer
+
+    test, path = make(folder)[1], scratch / f"{name}-test.npy"
+    if not path.is_file():
+        np.save(path, load_scorer(scratch / name).embed([(row["prompt"], response) for row in test for response in row["responses"]], on_long="nan"))
+    return test, np.load(path)
+
+
+def few(folder: Path, scratch: Path) -> dict[str, Any]:
+    """Heads on a frozen backbone fitted to the comparisons of few prompts that it has not seen, best of n on the others; the means of 20 draws.
+
+    One head is fitted to all of them and has the posterior; those of the ensemble are each fitted to a resample of the prompts, with replacement.
+    Intervals: over the draws, of the difference to the one head. On gsm8k's backbone heads of 40 prompts choose no better than chance, so there is
+    nothing to compare.
+    """
+    from palate.multi_objective.baselines import shared_base_ensemble
+    from palate.multi_objective.pessimism import fit_posterior
+    from palate.scoring.uncertainty import COMBINE
+    from palate.stats.best_of_n import expected_best_of_n
+    from palate.stats.intervals import mean_interval
+
+    test, embeddings = embedded_test("alpaca", alpaca, folder, scratch)
+    ends = np.cumsum([len(row["responses"]) for row in test])[:-1]
+    whole = [(np.array(row["gold"]), x) for row, x in zip(test, np.split(embeddings.astype(np.float64), ends), strict=True) if np.isfinite(x).all()]
+    found: dict[str, Any] = {}
+    for prompts, noise in FEW:
+        best: dict[str, list[float]] = {}  # gold of the best of LARGEST_N, draw by draw
+        for seed in range(REPEATS):
+            rng = np.random.default_rng(seed)
+            order = rng.permutation(len(whole))
+            pairs = _compared([whole[i] for i in order[:prompts]], noise, rng)
+            resamples = [np.concatenate([np.flatnonzero(pairs.prompts == p) for p in rng.choice(prompts, prompts)]) for _ in range(MEMBERS)]
+            heads = np.concatenate([shared_base_ensemble(pairs[rows], 1, m).weights for m, rows in enumerate(resamples)])
+            one = shared_base_ensemble(pairs, 1, MEMBERS).weights[0]
+            posterior = fit_posterior(pairs, one, seed=seed).posterior
+            gold, x = [whole[i][0] for i in order[prompts:]], np.concatenate([whole[i][1] for i in order[prompts:]])
+            outputs, deviations = heads @ x.T, posterior.deviations(x)
+            proxies = {"one head": x @ one, "mean of heads": outputs.mean(axis=0), "worst of heads": outputs.min(axis=0)}
+            for strength in STRENGTHS:
+                proxies[f"mean - {strength:g} deviation of heads"] = COMBINE["lower"](outputs, strength)
+                proxies[f"one head - {strength:g} last-layer deviation"] = x @ one - strength * deviations
+            for proxy, rewards in proxies.items():
+                lists = zip(gold, np.split(rewards, np.cumsum([len(own) for own in gold])[:-1]), strict=True)
+                best.setdefault(proxy, []).append(float(np.mean([expected_best_of_n(g, r, LARGEST_N) for g, r in lists])))
+        single = np.array(best.pop("one head"))  # [repeats]
+        table: dict[str, Any] = {"one head": {"gold": float(single.mean())}}
+        for proxy, golds in best.items():
+            gain = np.array(golds) - single
+            low, high, _ = mean_interval(gain, np.arange(REPEATS))
+            table[proxy] = {"gold": float(np.mean(golds)), "over_single": [float(gain.mean()), float(low), float(high)]}
+        found[f"{prompts} prompts, {noise:.0%} flipped"] = table
+    return found
+
+
+def _compared(rows: Sequence[tuple[np.ndarray, np.ndarray]], noise: float, rng: np.random.Generator) -> Any:
+    """Pairs of every two responses of unequal gold of these (gold, embeddings), a share of them the wrong way round."""
+    from palate.data.loading import load_groups
+    from palate.multi_objective.pairs import embedded_pairs
+
+    compared = []
+    for i, (gold, _) in enumerate(rows):
+        for better, worse in np.argwhere(gold[:, None] > gold[None]):
+            ends = (worse, better) if rng.random() < noise else (better, worse)
+            compared.append({"prompt": f"{i}", "chosen": f"{i} {ends[0]}", "rejected": f"{i} {ends[1]}"})
+    return embedded_pairs(_Known(rows), load_groups(compared).groups)
 
 
 def calibrated(usable: Sequence[Any], kept: np.ndarray, outputs: np.ndarray, posterior: Any) -> dict[str, Any]:
@@ -210,20 +283,24 @@ def calibrated(usable: Sequence[Any], kept: np.ndarray, outputs: np.ndarray, pos
 
 
 def ratings(folder: Path, scratch: Path) -> dict[str, Any]:
-    """Gaussian and quantile heads on ratings of 1 to 5: do their deviations cover held-out ratings, and do errors grow with them?"""
+    """Gaussian and quantile heads on ratings of 1 to 5: do their deviations cover held-out ratings, and do errors grow with them?
+
+    Ratings are told from their training mean, so that heads need not first learn a constant.
+    """
     from palate.scoring.sources import open_scorer
     from palate.stats.uncertainty import coverage, error_growth
 
     train, test = rated(folder)
-    rows = [{name: row[name] for name in ("prompt", "response", "score")} for row in train]
-    truth, questions = np.array([row["score"] for row in test]), [row["question"] for row in test]
+    mean = float(np.mean([row["score"] for row in train]))
+    rows = [{"prompt": row["prompt"], "response": row["response"], "score": row["score"] - mean} for row in train]
+    truth, questions = np.array([row["score"] for row in test]) - mean, [row["question"] for row in test]
     found: dict[str, Any] = {"train": len(train), "test": len(test), "test_questions": len(set(questions))}
     for kind in ("gaussian", "quantile"):
-        model = trained(f"rated-{kind}", rows, {"type": kind}, scratch, batch=16, max_length=512, epochs=6)
+        model = trained(f"rated-{kind}", rows, {"type": kind}, scratch, batch=16, max_length=512, epochs=3)
         scorer: Any = open_scorer(str(model)).scorer
-        mean, deviation = scorer.score([(row["prompt"], row["response"]) for row in test], return_uncertainty=True, on_long="nan")
-        scored = np.isfinite(mean)
-        error, spread, of = (mean - truth)[scored], deviation[scored], [q for q, s in zip(questions, scored, strict=True) if s]
+        rewards, deviation = scorer.score([(row["prompt"], row["response"]) for row in test], return_uncertainty=True, on_long="nan")
+        scored = np.isfinite(rewards)
+        error, spread, of = (rewards - truth)[scored], deviation[scored], [q for q, s in zip(questions, scored, strict=True) if s]
         growth = error_growth(error, spread, of)
         found[kind] = {
             "scored": int(scored.sum()),
@@ -256,7 +333,7 @@ def attributes(folder: Path, scratch: Path) -> dict[str, Any]:
 
     backbone = load_scorer(scratch / "alpaca", max_length=512)
     rows = [row | {"judge": np.nan} for part in rated(folder) for row in part]
-    for row in [row for row in lines(folder / "alpaca_eval_kwise.jsonl") if row["split"] == "train"][:300]:
+    for row in [row for row in lines(folder / "alpaca_eval_kwise.jsonl") if row["split"] == "train"][:200]:
         for response, score in zip(row["responses"], row["scores"], strict=True):
             words = float(np.log1p(len(response.split())))
             rows.append({"question": row["id"], "prompt": row["prompt"], "response": response, "score": np.nan, "judge": score, "words": words})
@@ -270,8 +347,8 @@ def attributes(folder: Path, scratch: Path) -> dict[str, Any]:
     pairs = lines(folder / "alpaca_eval_pairs_train_small.jsonl")
     random.Random(0).shuffle(pairs)
     seen = {row["prompt"] for row in alpaca(folder)[0]}
-    test = [row for row in lines(folder / "alpaca_eval_pairs_test.jsonl") if row["prompt"] not in seen][:800]
-    groups, held = (load_groups([{name: row[name] for name in ("prompt", "chosen", "rejected")} for row in part]).groups for part in (pairs[:1500], test))
+    test = [row for row in lines(folder / "alpaca_eval_pairs_test.jsonl") if row["prompt"] not in seen][:600]
+    groups, held = (load_groups([{name: row[name] for name in ("prompt", "chosen", "rejected")} for row in part]).groups for part in (pairs[:1000], test))
     taught, tested = (gate_inputs(scorer, [e for group in part for e in group.exchanges()], on_long="nan") for part in (groups, held))
     longer, prompts = tested.lengths[0::2] > tested.lengths[1::2], np.array([str(group.prompt) for group in held])
     found: dict[str, Any] = {"rated": [fit._asdict() for fit in fits], "train_pairs": len(groups)}
@@ -295,8 +372,22 @@ def attributes(folder: Path, scratch: Path) -> dict[str, Any]:
     for against in (None, "words", "length"):
         fit = fit_gate(taught, ends, ends + 1, heads.names, against=against, training=GateTraining(hidden=(128, 128), steps=400, batch=256))
         rewards = GatedScorer(scorer, fit.gate, fit.settings).weigh(tested)[0]
-        found[f"gate, less {against}" if against else "gate"] = measured(rewards) | {"lambdas": fit.settings.lambdas, "correlations": fit.correlations}
+        correlations = [[None if np.isnan(one) else one for one in row] for row in fit.correlations]  # nothing is left of verbosity itself
+        found[f"gate, less {against}" if against else "gate"] = measured(rewards) | {"lambdas": fit.settings.lambdas, "correlations": correlations}
     return found
+
+
+class _Known:
+    """Embeddings at hand, of responses called `prompt number` and `response number`."""
+
+    def __init__(self, rows: Sequence[tuple[np.ndarray, np.ndarray]]):
+        self.rows = rows
+
+    def embed(self, conversations: Sequence[Any], **_: Any) -> Any:
+        from palate.scoring.embeddings import Embeddings
+
+        places = [tuple(int(part) for part in one.response.split()) for one in conversations]
+        return Embeddings(np.array([self.rows[i][1][j] for i, j in places], dtype=np.float32), np.arange(len(places)))
 
 
 class _InMemory:
@@ -325,7 +416,7 @@ def main() -> None:
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--scratch", type=Path, required=True)
     parser.add_argument("--output", type=Path, required=True)
-    parser.add_argument("--only", default="alpaca,gsm8k,ratings,attributes")
+    parser.add_argument("--only", default="alpaca,gsm8k,few,ratings,attributes")
     options = parser.parse_args()
     import torch
 
@@ -333,6 +424,7 @@ def main() -> None:
     jobs: dict[str, Callable[[], dict[str, Any]]] = {
         "alpaca": lambda: best_of_n("alpaca", alpaca, options.data, options.scratch),
         "gsm8k": lambda: best_of_n("gsm8k", gsm8k, options.data, options.scratch),
+        "few": lambda: few(options.data, options.scratch),
         "ratings": lambda: ratings(options.data, options.scratch),
         "attributes": lambda: attributes(options.data, options.scratch),
     }

@@ -66,6 +66,8 @@ def test_heads_then_a_gate_and_rows_scored_by_it(model: Path, rated: Path, prefs
     result = json.loads((tmp_path / "results.json").read_text())
     assert result["model"]["gate"] == "helpfulness, verbosity"
     assert {name: row["n"] for name, row in result["heads"].items()} == {"helpfulness": 24, "verbosity": 24}
+    assert main(["report", str(tmp_path / "results.json"), "--markdown", str(tmp_path / "report.md")]) == 0
+    assert "## By output" in (shown := (tmp_path / "report.md").read_text()) and "| helpfulness | 24 |" in shown
     assert main(["eval", "--model", str(model), "--data", str(prefs), "--heads"]) == 2
     assert f"--heads is for a checkpoint with several outputs; {model} has one reward" in capsys.readouterr().err
 

@@ -57,7 +57,8 @@ def test_rewards_of_a_column_pairs_and_gold(write_jsonl: Any, tmp_path: Path, ca
     assert read(output)[0]["chosen"] == "b" and read(output)[0]["rejected"] == "a"
     curve = json.loads(output.with_suffix(".report.json").read_text())["curve"]
     assert curve["judged_by"] == "human" and curve["expected"] == [3, 1] and curve["oracle"] == [3, 5]  # the reward prefers what people do not
-    assert "perfect choice" in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert "perfect choice" in printed and "none of one prompt" in printed and "nan" not in printed
     assert main([*flags, "-n", "1"]) == 5  # the file is there already
     assert main([*flags, "-n", "1", "--overwrite"]) == 0
     assert read(output)[0]["completion"] == "a" and json.loads(output.with_suffix(".report.json").read_text())["curve"] is None
@@ -70,6 +71,8 @@ def test_rewards_of_a_column_pairs_and_gold(write_jsonl: Any, tmp_path: Path, ca
         (["--output", "x.jsonl", "--keep", "none"], 2, "or all"),
         (["--output", "x.jsonl", "--keep", "2", "--pairs"], 2, "--pairs makes one row"),
         (["--output", "x.jsonl", "-n", "0"], 2, "at least 1"),
+        (["--output", "x.jsonl", "--threshold", "nan"], 2, "expected a finite reward"),
+        (["--output", "x.jsonl", "--max-length", "9"], 2, "with --rewards nothing is scored"),
         (["--output", "x.jsonl"], 3, "has no column 'reward'"),
     ],
 )

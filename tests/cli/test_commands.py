@@ -125,6 +125,32 @@ def test_score_to_parquet_and_preference_rows(checkpoint: Path, tmp_path: Path, 
     assert [row["prompt"] for row in table] == [row["prompt"] for row in pairs] and len(table[0]["reward"]) == 2
 
 
+def test_score_reads_what_generate_writes(checkpoint: Path, tmp_path: Path, write_jsonl) -> None:
+    """Responses that nothing compares, of any number: a reward each, that of the response by itself; into a file or by shards, and again over the result."""
+    generated = [
+        {"id": f"p{k}", "prompt": f"tell me about {k}", "responses": [f"Sure, here is {k}.", f"No, go away {k}."][: 1 + k % 2], "models": ["m", "n"]}
+        for k in range(4)
+    ]
+    alone = [{"prompt": row["prompt"], "response": response} for row in generated for response in row["responses"]]
+    rewards: dict[str, list[Any]] = {}
+    for name, rows in (("generated", generated), ("alone", alone)):
+        out = tmp_path / f"{name}.jsonl"
+        assert main(["score", "--model", str(checkpoint), "--data", str(write_jsonl(rows, f"{name}.in.jsonl")), "--output", str(out)]) == 0
+        rewards[name] = [json.loads(line)["reward"] for line in out.read_text().splitlines()]
+
+    def flat(found: list[Any]) -> list[float]:
+        return [value for reward in found for value in (reward if isinstance(reward, list) else [reward])]
+
+    assert (
+        flat(rewards["generated"]) == pytest.approx(rewards["alone"], abs=1e-6)
+        and [isinstance(reward, list) for reward in rewards["generated"]] == [False, True] * 2
+    )
+    for data, folder in (("generated.in.jsonl", "shards"), ("generated.jsonl", "again")):
+        assert main(["score", "--model", str(checkpoint), "--data", str(tmp_path / data), "--output", str(tmp_path / folder)]) == 0
+        (part,) = (tmp_path / folder).glob("**/*.jsonl")
+        assert flat([json.loads(line)["reward"] for line in part.read_text().splitlines()]) == pytest.approx(rewards["alone"], abs=1e-6)
+
+
 def test_doctor(checkpoint: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["doctor", str(checkpoint)]) == 0
     assert "All checks passed" in capsys.readouterr().out

@@ -37,11 +37,16 @@ def rows(n: int = 120) -> list[dict[str, object]]:
 def test_from_preferences_to_an_adapted_reward_model(model: Path, write_jsonl, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     data = str(write_jsonl(rows()))
     heads = tmp_path / "heads"
-    assert main(["decompose", "--model", str(model), "--data", data, "--output", str(heads), "--components", "6", "--by", "worker", "--no-center"]) == 0
+    how = ["--components", "6", "--no-center", "--by", "worker", "--page", str(tmp_path / "page.html")]
+    assert main(["decompose", "--model", str(model), "--data", data, "--output", str(heads), *how]) == 0
     printed = capsys.readouterr().out
     assert "120 comparisons of 120 prompts; 240 responses embedded, 0 from the cache" in printed and "13 heads" in printed
     record = json.loads((heads / "directions.json").read_text())
     assert len(record["directions"]) == 6 and record["agreement"]["by"] == "worker" and not record["centred"]
+    # what ann and bob prefer is opposite along the most disputed direction; no prompt has two annotators, so there is no test of it
+    first = record["agreement"]["directions"][0]
+    assert first["spread"] > 1 > abs(first["mean"]) and first["p_value"] is None
+    assert "Where annotators differ" in (tmp_path / "page.html").read_text()
     items = [Exchange("write 1", "the river sea"), Exchange("write 1", "the harbour sea")]
     np.testing.assert_allclose(load_scorer(heads).score(items), load_scorer(model).score(items), atol=1e-5)  # the readout is the original head
 

@@ -53,6 +53,35 @@ def test_build_writes_rows_and_card_and_asks_once(rows: str, tmp_path: Path, cap
     assert main(["data", "check", str(output)]) == 0
 
 
+def test_a_budget_ends_a_build_with_what_it_has_and_the_next_goes_on(rows: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """18 pairs in both orders with calls for ten: ten rows, the others counted. With a larger budget the rows are those of a run that was never stopped."""
+
+    def build(name: str, cache: str, *more: str) -> tuple[bytes, dict[str, Any]]:
+        output = tmp_path / f"{name}.jsonl"
+        arguments = ["build", "--data", rows, "--output", str(output), "--judge", "stub", "--base-url", stub.url, "--cache", str(tmp_path / cache)]
+        assert main([*arguments, "--no-probe", "--canaries", "0", "--concurrency", "1", *more]) == 0
+        return output.read_bytes(), json.loads(output.with_suffix(".card.json").read_text())
+
+    with running(Dials()) as stub:
+        undisturbed, _ = build("undisturbed", "one.sqlite")
+        served = stub.stats()["served"]
+        part, card = build("part", "two.sqlite", "--max-requests", "20")
+        assert "The budget ended the run" in capsys.readouterr().out and stub.stats()["served"] == served + 20
+        assert len(part.splitlines()) == card["rows"] == 10 and card["left_out"] == {"both invalid": 8} and card["calls"]["failures"] == {"budget": 16}
+        whole, _ = build("part", "two.sqlite", "--max-requests", "20")
+        assert whole == undisturbed and stub.stats()["served"] == served + 36, "no answer was asked for twice"
+
+
+@pytest.mark.parametrize(
+    "changed", [["--temperature", "0.5"], ["--criteria", "Be kind."], ["--form", "binary"], ["--judge", "other"], ["--sampling-seed", "1"]]
+)
+def test_another_question_is_asked_anew_and_the_same_one_never(changed: list[str], rows: str, tmp_path: Path) -> None:
+    with running(Dials()) as stub:
+        common = ["build", "--data", rows, "--output", str(tmp_path / "p.jsonl"), *flags(stub.url, tmp_path), "--no-probe", "--canaries", "0"]
+        for given, served in ((common, 36), (common, 36), ([*common, *changed], 72), ([*common, *changed], 72)):
+            assert main(given) == 0 and stub.stats()["served"] == served
+
+
 def test_build_with_log_odds_and_votes(rows: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     output = tmp_path / "prefs.jsonl"
     with running(Dials(position_bias=0.5)) as stub:
@@ -79,6 +108,65 @@ def test_audit_and_its_gate(write_jsonl, tmp_path: Path, capsys: pytest.CaptureF
         other = [part if not part.endswith(".sqlite") else str(tmp_path / "other.sqlite") for part in common]
         assert main([*other, "--min-kappa", "0.6"]) == 1
     assert "under 0.6" in capsys.readouterr().out and json.loads(output.read_text())["contradictions"] == 12
+
+
+LLMBAR = [
+    {"id": f"{subset}-{k}", "subset": subset, "input": f"Do {k}.", "output_1": texts[k % 2], "output_2": texts[1 - k % 2], "label": 1 + k % 2}
+    for subset, texts in (("Natural", ("right (strength 2)", "wrong (strength -2)")), ("GPTOut", ("right (strength -1)", "wrong (strength 1)")))
+    for k in range(6)
+]
+"""Items that a judge of strengths gets right in one subset and wrong in the other."""
+
+
+def test_a_judge_by_the_table_of_a_benchmark(write_jsonl, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Live and from what was recorded meanwhile: one table. Read again, the replies give the verdicts on record."""
+    items, output = str(write_jsonl(LLMBAR, "llmbar.jsonl")), tmp_path / "audit.json"
+    with running(Dials()) as stub:
+        common = ["judge", "audit", "--benchmark", "llmbar", "--data", items, "--output", str(output), *flags(stub.url, tmp_path), "--no-probe"]
+        assert main(common) == 3 and "no item of 3 of its 5 subsets" in " ".join(capsys.readouterr().err.split())
+        assert stub.stats()["served"] == 0, "said before anything is asked"
+        assert main([*common, "--partial"]) == 0
+    figures, out = json.loads(output.read_text()), capsys.readouterr().out
+    scores = {name: score["value"] for name, score in figures["benchmark"]["scores"].items()}
+    assert (scores["Natural"], scores["GPTOut"], scores["average"], scores["same verdict in both orders"]) == (1.0, 0.0, 0.5, 1.0)
+    assert figures["accuracy"]["value"] == 0.5 and figures["benchmark"]["unscored"] == 0
+    judgments = output.with_suffix(".judgments.jsonl")
+    assert main(["eval", "--benchmark", "llmbar", "--scores", str(judgments), "--partial"]) == 0
+    table = [line for line in capsys.readouterr().out.splitlines() if "%" in line]
+    assert table and [line for line in out.splitlines() if "%" in line][: len(table)] == table
+    assert main(["judge", "replay", str(judgments), "--form", "five_step"]) == 0
+    assert "24 replies read; 0 give another verdict" in " ".join(capsys.readouterr().out.split())
+
+
+def test_what_a_judge_did_not_say_counts_as_wrong_in_a_benchmark(write_jsonl, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    items, output = str(write_jsonl(LLMBAR[:6], "llmbar.jsonl")), tmp_path / "audit.json"
+    with running(Dials(bad_request_rate=1.0)) as stub:
+        common = ["judge", "audit", "--benchmark", "llmbar", "--data", items, "--output", str(output), "--partial", "--no-probe"]
+        assert main([*common, *flags(stub.url, tmp_path)]) == 0
+    figures = json.loads(output.read_text())
+    assert figures["benchmark"]["scores"]["Natural"]["value"] == 0.0 and figures["benchmark"]["unscored"] == 6 and figures["invalid"] == 12
+    assert "6 items could not be scored and count as wrong" in " ".join(capsys.readouterr().out.split())
+
+
+def test_ratings_are_scored_as_rewards_are(write_jsonl, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """RewardBench 2: one right of four, and a tie of the right one with a wrong one counts half; each response is rated once."""
+    rows = [
+        {"id": "1", "subset": "Focus", "prompt": "p1", "chosen": ["a (strength 2)"], "rejected": ["b (strength 0)", "c (strength -1)", "d (strength -2)"]},
+        {"id": "2", "subset": "Focus", "prompt": "p2", "chosen": ["a (strength 1)"], "rejected": ["b (strength 1)", "c (strength -1)", "d (strength -2)"]},
+    ]
+    items, output = str(write_jsonl(rows, "items.jsonl")), tmp_path / "audit.json"
+    with running(Dials()) as stub:
+        common = ["judge", "audit", "--benchmark", "rewardbench2", "--data", items, "--output", str(output), "--partial", "--no-probe"]
+        common += flags(stub.url, tmp_path)
+        assert main(common) == 2 and "rate them (--style rating)" in " ".join(capsys.readouterr().err.split())
+        assert main([*common, "--style", "rating"]) == 0 and stub.stats()["served"] == 8
+    assert json.loads(output.read_text())["benchmark"]["scores"]["Focus"]["value"] == 0.75
+
+
+@pytest.mark.parametrize(("given", "said"), [([], "nothing to measure"), (["--data", "sample", "--partial"], "--partial does nothing")])
+def test_an_audit_of_nothing(given: list[str], said: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["judge", "audit", "--judge", "stub", *given]) == 2
+    assert said in capsys.readouterr().err
 
 
 def test_a_reward_model_as_judge(rows: str, write_jsonl, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -205,3 +205,22 @@ def test_pairs_are_shown_with_their_reference_where_it_is_asked_for() -> None:
     assert shown_with[0]["completion"] == plain[0]["completion"]
     with pytest.raises(ConfigError, match="shown with pairs"):
         generative_rows(groups, "yes_no", references=True)
+
+
+def test_off_topic_responses_lose_against_the_best_of_another_prompt() -> None:
+    """Each of four groups with two negatives: three comparisons of a third of the weight, the better response being the group's own."""
+    groups = [PreferenceGroup(f"p{n}", (f"best {n}", f"worse {n}"), (Comparison(0, 1, weight=3.0),)) for n in range(4)]
+    rows, counts = generative_rows(groups, "pair_label", off_topic=2)
+    assert counts.rows == 12 and [row["weight"] for row in rows] == [1.0] * 12, "a weight of 3, shared by three"
+    for n in range(4):
+        own = [row for row in rows if f"<user>\np{n}\n</user>" in row["prompt"][0]["content"]]
+        better = [sides(row)[row["label"]] for row in own]
+        worse = [sides(row)["B" if row["label"] == "A" else "A"] for row in own]
+        assert better == [f"best {n}"] * 3 and worse[0] == f"worse {n}"
+        assert len(set(worse)) == 3 and all(re.fullmatch("best [0-3]", text) and text != f"best {n}" for text in worse[1:])
+    answered = generative_rows(groups, "yes_no", off_topic=1)
+    assert answered.counts.labels == {"Yes": 4, "No": 8} and generative_rows(groups, "pair_label", off_topic=2, seed=0).rows == rows
+    same = [PreferenceGroup(f"p{n}", ("yes", f"no {n}"), (Comparison(0, 1),)) for n in range(3)]
+    assert generative_rows(same, "pair_label", off_topic=2).counts.rows == 3, "an answer that is the group's own is no negative"
+    with pytest.raises(ConfigError, match="nobody has given reasons"):
+        generative_rows(groups, "pair_reasoning", off_topic=1)

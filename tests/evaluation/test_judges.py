@@ -11,8 +11,9 @@ import pytest
 
 from palate.data.loading import load_groups
 from palate.errors import DataError
+from palate.evaluation.benchmarks import BENCHMARKS, report
 from palate.evaluation.items import compare, with_rewards
-from palate.evaluation.judges import ScorerJudge, ask_both_orders, evaluate_judge, judge_figures, winner_of
+from palate.evaluation.judges import ScorerJudge, ask_both_orders, evaluate_judge, judge_figures, judge_items, judgment_records, winner_of
 from palate.stats.intervals import wilson
 from palate.types import Matchup, PreferenceGroup, Verdict
 
@@ -49,7 +50,7 @@ def test_every_pair_is_asked_in_both_orders_in_one_call() -> None:
     groups = loaded([{"prompt": "p", "response_1": "one", "response_2": "second", "label": 2}]) + pairs(("c", "d"))
     items = compare(with_rewards(groups, np.zeros(4)))
     one, two = ask_both_orders(judge, items, np.array([False, True]))
-    assert judge.calls == [[Matchup("p", "one", "second"), Matchup("p0", "c", "d"), Matchup("p", "second", "one"), Matchup("p0", "d", "c")]]
+    assert judge.calls == [[Matchup("p", "one", "second"), Matchup("p", "second", "one"), Matchup("p0", "c", "d"), Matchup("p0", "d", "c")]]
     assert [v.winner for v in one] == ["b", "tie"] and [v.winner for v in two] == ["a", "tie"]
 
 
@@ -133,6 +134,44 @@ def test_a_judge_that_answers_another_number_of_times(verdicts: int) -> None:
         evaluate_judge(Short(), pairs(("a", "b")))
 
 
+def test_records_stand_in_the_coordinates_of_the_item() -> None:
+    """Whatever the coin shows first: "12" has the item's first response first, winners are swapped back, a failure has its reason and no winner."""
+
+    def rule(prompt: str, a: str, b: str) -> Verdict:
+        if a == "lost":
+            return Verdict("invalid", None, "no verdict")
+        return Verdict("a", raw=f"{a} before {b}")  # always the first shown
+
+    rows = [{"prompt": f"p{k}", "response_1": "one" if k else "lost", "response_2": "two", "label": 1 + k % 2, "id": k, "subset": "Natural"} for k in range(20)]
+    judged = judge_items(Fake(rule), loaded(rows))
+    assert 0 < judged.chosen_first.sum() < 20, "the coin has two sides"
+    records = judgment_records(judged, "first")
+    lost, *others = records
+    assert lost["judgments"] == {"12": {"winner": None, "reason": "no verdict"}, "21": {"winner": "2", "text": "two before lost"}}
+    assert [record["label"] for record in records] == ["1", "2"] * 10
+    expected = {"12": {"winner": "1", "text": "one before two"}, "21": {"winner": "2", "text": "two before one"}}
+    assert all(record["judgments"] == expected for record in others)
+    assert (others[0]["id"], others[0]["subset"], others[0]["judge"]) == (1, "Natural", "first")
+    found = report(BENCHMARKS["llmbar"], records, partial=True)
+    # of 40 verdicts 39 are there, one of each pair right; the lost one is p0's, whose label is 1, so its only verdict is wrong
+    assert found["scores"]["Natural"]["value"] == pytest.approx(19 / 40) and found["unscored"] == 1
+    assert found["scores"]["same verdict in both orders"]["value"] == 0.0
+
+
+@pytest.mark.parametrize(
+    ("benchmark", "subset", "score"), [("rewardbench", "hep-go", "hep-go"), ("rewardbench-prior", "shp", "shp"), ("hhh", "other", "other")]
+)
+def test_pairs_of_other_benchmarks_count_the_mean_of_both_orders(benchmark: str, subset: str, score: str) -> None:
+    """Right twice, right once, tied twice, lost once and right once: 1, 1/2, 1/2, 1/2 of four items; the lost one is named."""
+    said = {"p0": ("a", "b"), "p1": ("a", "a"), "p2": ("tie", "tie"), "p3": ("invalid", "b")}  # better response first, then second
+    judge = Fake(lambda prompt, a, b: said[prompt][a.startswith("worse")])
+    rows = [{"prompt": prompt, "chosen": f"better {prompt}", "rejected": f"worse {prompt}", "subset": subset} for prompt in said]
+    table = BENCHMARKS[benchmark]
+    found = report(table, judgment_records(judge_items(judge, [table.parse(row) for row in rows])), partial=True)
+    assert table.pairs and found["scores"][score]["value"] == pytest.approx(2.5 / 4) and found["unscored"] == 1
+    assert "1 items could not be scored and count as wrong" in found["note"]
+
+
 def test_verdicts_in_item_coordinates() -> None:
     assert [winner_of(Verdict(said)) for said in ("a", "b", "tie", "invalid")] == ["1", "2", "tie", None]
 
@@ -149,8 +188,8 @@ def test_a_coin_puts_the_better_response_on_either_side() -> None:
     """Data that write the better one first would have one label only: kappa of a perfect judge would be 0 / 0 in place of 1."""
     judge = Fake(longer)
     found = evaluate_judge(judge, pairs(*[(f"longer {k}", "x") for k in range(40)]))
-    first = [matchup.b == "x" for matchup in judge.calls[0][:40]]
-    assert 10 < sum(first) < 30 and [matchup.a == "x" for matchup in judge.calls[0][40:]] == first
+    first = [matchup.b == "x" for matchup in judge.calls[0][::2]]
+    assert 10 < sum(first) < 30 and [matchup.a == "x" for matchup in judge.calls[0][1::2]] == first
     assert found["accuracy"]["value"] == 1.0 and found["kappa"]["value"] == pytest.approx(1.0)
     wrong = evaluate_judge(Fake(lambda p, a, b: longer(p, b, a)), pairs(*[(f"longer {k}", "x") for k in range(40)]))
     assert wrong["accuracy"]["value"] == 0.0 and wrong["kappa"]["value"] < -0.9

@@ -13,13 +13,17 @@ import numpy as np
 import pytest
 from sklearn.metrics import cohen_kappa_score
 
-from palate.evaluation.benchmarks import BENCHMARKS, read_records, report
-from palate.evaluation.judges import judge_figures
+from palate.evaluation.benchmarks import BENCHMARKS, load_items, read_records, report
+from palate.evaluation.judges import judge_figures, judge_items, judgment_records
 from palate.evaluation.protocols.matrix import rm_bench
 from palate.evaluation.protocols.orders import judgebench, two_orders
 from palate.evaluation.protocols.preferences import pandalm, win_rate
 from palate.evaluation.protocols.rewardbench import REWARDBENCH2_DOMAINS, best_of_credit, rewardbench2, rewardbench_sections, ties_score
+from palate.judging.caller import Caller
+from palate.judging.function_client import FunctionClient
+from palate.judging.judge import ChatJudge
 from palate.stats.composite import Estimate, weighted
+from palate.types import Matchup
 
 REPLAY = Path(__file__).resolve().parents[3] / "shared" / "replay"
 
@@ -156,6 +160,37 @@ def test_llmbars_raw_first_looks_agree_with_the_runs(replay: Path, llmbar_runs: 
         run = runs[key]
         assert table.average == pytest.approx(published(run["statistics"]["correct_average"]), abs=1e-12)
         assert table.equal == pytest.approx(published(run["statistics"]["equal"]), abs=1e-12)
+
+
+@pytest.mark.parametrize("judge", [("GPT-4", "CoT"), ("LLaMA2", "Vanilla")])
+def test_a_live_judge_is_scored_as_its_record_is(
+    judge: tuple[str, str], replay: Path, shared_data: Path, llmbar_runs: list[dict[str, Any]], tmp_path: Path
+) -> None:
+    """The recorded replies given again by a chat model, asked about LLMBar's own items: the report of the recorded verdicts, digit for digit."""
+    raw = {row["id"]: row for row in rows(replay / "llmbar_raw.jsonl") if (row["base_llm"], row["strategy"]) == judge}
+    items = [row for row in rows(shared_data / "llmbar.jsonl") if row["id"] in raw]
+    # the items lie with the better response as `chosen`; the record's response 1 is the better one where its label is 1
+    ends = {"1": ("A>B", "B>A"), "2": ("B>A", "A>B"), "tie": ("A=B", "A=B")}
+    script: dict[str, str] = {}
+    chat = ChatJudge(Caller(FunctionClient(lambda request: script[str(request.messages)])), "replayed", repairs=0, resamples=0)
+    for item in items:
+        row = raw[item["id"]]
+        sides = (item["chosen"], item["rejected"])[:: 1 if row["label"] == 1 else -1]
+        for k, order in enumerate(("12", "21")):
+            said = row["judgments"][order]
+            asked = chat.render(Matchup(item["prompt"], *sides[:: 1 - 2 * k]))
+            script[str(asked.messages)] = said["text"] + (f" [[{ends[said['winner']][k]}]]" if said["winner"] else "")
+    path = tmp_path / "items.jsonl"
+    path.write_text("".join(json.dumps(item) + "\n" for item in items), encoding="utf-8")
+    benchmark = BENCHMARKS["llmbar"]
+    live = report(benchmark, judgment_records(judge_items(chat, load_items(benchmark, path))))
+    runs = tmp_path / "runs.jsonl"
+    runs.write_text("".join(json.dumps(run) + "\n" for run in by_judge(llmbar_runs)[judge]), encoding="utf-8")
+    recorded = report(benchmark, read_records(runs))
+    assert live["items"] == 419 and live["unscored"] == recorded["unscored"] and live["note"] == recorded["note"]
+    for name, score in recorded["scores"].items():
+        assert live["scores"][name]["value"] == pytest.approx(score["value"], abs=1e-12), name
+        assert live["scores"][name]["n"] == score["n"]
 
 
 # --- PandaLM, AlpacaEval -----------------------------------------------------------------------------------------------------------------------------------

@@ -10,10 +10,11 @@ import numpy as np
 from starlette.testclient import TestClient
 
 from palate.data.loading import load_groups
+from palate.explorer.app import create_app
 from palate.explorer.labels import LabelFile
 from palate.explorer.pairs import Labelled, Pairs
 from palate.explorer.rewards import Rewards
-from palate.explorer.site import Site, create_app
+from palate.explorer.site import Site
 
 ADDRESS = "http://127.0.0.1:8321"
 

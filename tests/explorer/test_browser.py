@@ -16,8 +16,9 @@ import uvicorn
 from tests.explorer.sites import pairs_of, site_of
 
 from palate.cli.ui import listen
+from palate.explorer.app import create_app
 from palate.explorer.rewards import Model
-from palate.explorer.site import Site, create_app
+from palate.explorer.site import Site
 from palate.scoring.sources import Opened
 
 playwright = pytest.importorskip("playwright.sync_api")
@@ -33,6 +34,7 @@ pytestmark = [pytest.mark.browser, pytest.mark.skipif(not CHROMIUM.is_file(), re
 
 
 HOSTILE = "<img src=x onerror=document.title='broken'>"
+"""Runs a script where it becomes markup."""
 
 
 class Vowels:
@@ -45,15 +47,7 @@ class Vowels:
 @pytest.fixture
 def site(tmp_path: Path) -> Site:
     """Sixty pairs, the model against three of them with confidence; a prompt that would run a script if it could."""
-    rows = [
-        {
-            "prompt": f"Question {i}? <img src=x onerror=document.title='broken'>",
-            "chosen": f"A good answer {i}.",
-            "rejected": f"A bad one {i}.",
-            "domain": f"d{i % 2}",
-        }
-        for i in range(60)
-    ]
+    rows = [{"prompt": f"Question {i}? {HOSTILE}", "chosen": f"A good answer {i}.", "rejected": f"A bad one {i}.", "domain": f"d{i % 2}"} for i in range(60)]
     margins = [3.0 + i / 100 for i in range(57)] + [-4.0, -5.0, -6.0]
     pairs = pairs_of(rows, margins, other=[1.0] * 50 + [-1.0] * 10)
     return site_of(tmp_path, pairs, model=Model(Opened(Vowels(), {"name": "vowels"}, None)))
@@ -74,21 +68,27 @@ def address(site: Site) -> Iterator[str]:
     listening.close()
 
 
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    with playwright.sync_playwright() as driver:
+        browser = driver.chromium.launch(executable_path=str(CHROMIUM), args=list(ARGUMENTS))
+        yield browser
+        browser.close()
+
+
 @pytest.fixture
-def page(address: str) -> Iterator[Any]:
+def page(browser: Any, address: str) -> Iterator[Any]:
     """A page that notes every request and complaint; strangers and complaints fail the test."""
     asked: list[str] = []
     complaints: list[str] = []
-    with playwright.sync_playwright() as driver:
-        browser = driver.chromium.launch(executable_path=str(CHROMIUM), args=list(ARGUMENTS))
-        context = browser.new_context(base_url=address, viewport={"width": 1280, "height": 900})
-        page = context.new_page()
-        page.set_default_timeout(15_000)
-        page.on("request", lambda request: asked.append(request.url))
-        page.on("console", lambda message: complaints.append(message.text))
-        page.on("pageerror", lambda error: complaints.append(str(error)))
-        yield page
-        browser.close()
+    context = browser.new_context(base_url=address, viewport={"width": 1280, "height": 900})
+    page = context.new_page()
+    page.set_default_timeout(15_000)
+    page.on("request", lambda request: asked.append(request.url))
+    page.on("console", lambda message: complaints.append(message.text))
+    page.on("pageerror", lambda error: complaints.append(str(error)))
+    yield page
+    context.close()
     assert asked and not [url for url in asked if urlsplit(url).hostname != "127.0.0.1" and not url.startswith("data:")]
     assert not [text for text in complaints if "status of 400" not in text and "Error Code 400" not in text], "but for what a test asks for on purpose"
 
@@ -125,6 +125,10 @@ def test_labelling_by_keyboard(page: Any, site: Site) -> None:
     assert "0 of 3 by ada" in page.locator(".crumbs").inner_text() and "Question 59?" in page.locator(".prompt-box").inner_text()
     assert "reward" not in page.locator(".sides").inner_text()
     left = page.locator(".side").first.inner_text()
+    page.keyboard.press("?")
+    page.keyboard.press("a")
+    page.keyboard.press("Escape")
+    assert not site.labels.path.exists(), "behind the open list of keys no key decides"
     page.keyboard.press("a")
     expect(page.locator(".crumbs")).to_contain_text("1 of 3")
     page.keyboard.press("t")
@@ -175,12 +179,21 @@ def test_figures_comparison_and_scoring(page: Any) -> None:
     assert "4.000" in page.locator("#answer").inner_text() and "95.3 %" in page.locator("#answer").inner_text()
 
 
+def test_a_narrow_window_shows_which_page_is_open(page: Any) -> None:
+    page.set_viewport_size({"width": 400, "height": 900})
+    for address in ("/pairs", "/training"):
+        page.goto(address)
+        box = page.locator(".top nav [aria-current]").bounding_box()
+        assert box["x"] >= 0 and box["x"] + box["width"] <= 400, address
+
+
 @pytest.mark.parametrize("width", [400, 900, 1600])
 def test_nothing_is_wider_than_the_window(page: Any, width: int) -> None:
     page.set_viewport_size({"width": width, "height": 900})
     for address in ("/pairs", "/pairs/3", "/label", "/labels", "/prompts", "/prompts/3", "/score", "/training"):
         page.goto(address)
         assert page.evaluate("document.documentElement.scrollWidth") <= width, address
+        assert page.title().endswith("palate"), "nothing in the data ran"
 
 
 def test_what_goes_wrong_is_said_on_the_page(page: Any, site: Site, address: str) -> None:

@@ -11,8 +11,9 @@ from urllib.parse import quote
 import pytest
 from tests.explorer.sites import ADDRESS, client_of, pairs_of, site_of, writing
 
+from palate.explorer.assets import FILES
 from palate.explorer.guard import HEADERS, LARGEST_BODY, POLICY
-from palate.explorer.site import STATIC, Site
+from palate.explorer.site import Site
 
 HOSTILE = (
     "<script>alert(1)</script>",
@@ -131,6 +132,8 @@ def test_bodies_are_bounded(tmp_path: Path) -> None:
     client = client_of(site)
     assert client.post("/label", content=b"x" * (LARGEST_BODY + 1), headers=writing(site)).status_code == 413
     assert client.post("/label", content=iter([b"pair=", b"x"]), headers=writing(site)).status_code == 411, "a body of unknown length is not read"
+    chunked = writing(site, **{"Content-Length": "5", "Transfer-Encoding": "chunked"})
+    assert client.post("/label", content=b"pair=", headers=chunked).status_code == 411, "nor one whose length may be a lie"
     assert client.post("/label", data={f"field-{i}": "x" for i in range(50)}, headers=writing(site)).status_code == 400
 
 
@@ -145,7 +148,7 @@ def test_only_named_files_are_served(tmp_path: Path, name: str) -> None:
 
 def test_the_files_that_are_served(tmp_path: Path) -> None:
     client = client_of(site_of(tmp_path))
-    for name in STATIC:
+    for name in FILES:
         answer = client.get(f"/static/{name}")
         assert answer.status_code == 200 and len(answer.content) > 500
     style = client.get("/static/page.css").text + client.get("/static/explorer.css").text

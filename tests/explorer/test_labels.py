@@ -31,7 +31,7 @@ def test_labels_are_lines_and_come_back(tmp_path: Path) -> None:
     file.add(label("0a", "ada", "rejected"))
     assert [json.loads(line)["verdict"] for line in file.path.read_text().splitlines()] == ["chosen", "tie", "rejected"], "nothing is written over"
     again = LabelFile(file.path)
-    assert again.current == file.current and again.annotators == ["ada", "bob"]
+    assert again.current == file.current and {one.annotator for one in again.current} == {"ada", "bob"}
     assert again.of("0a", "ada") == label("0a", "ada", "rejected"), "the last decision holds"
     assert len(again.on("0a")) == 2 and again.of("0b", "ada") is None
 
@@ -79,6 +79,8 @@ BROKEN = (
     '{"pair": "0a"}',
     '{"pair": "0a", "annotator": "ada", "undo": true}',
     '{"pair": "0a", "annotator": "ada", "time": "t", "verdict": "maybe", "left": "chosen", "blind": true}',
+    '{"pair": "no hex", "annotator": "ada", "time": "t", "verdict": "tie", "left": "chosen", "blind": true}',
+    '{"pair": "10000000000000000", "annotator": "ada", "time": "t", "verdict": "tie", "left": "chosen", "blind": true}',
 )
 
 

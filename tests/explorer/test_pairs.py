@@ -26,7 +26,7 @@ def test_margins_lengths_and_identities() -> None:
     assert pairs.gap.tolist() == [len(row["chosen"]) - len(row["rejected"]) for row in ROWS]
     assert pairs.identity(4) == pairs.identity(5), "a pair that stands twice is one pair: it is labelled once"
     assert len({pairs.identity(row) for row in range(5)}) == 5, "a pair and its reverse are two"
-    assert pairs.row_of()[pairs.identity(5)] == 4
+    assert pairs.rows[pairs.identity(5)] == 4
     assert pairs.probability(1) == pytest.approx(1 / (1 + math.exp(-0.5)))
 
 

@@ -24,7 +24,6 @@ from palate.explorer.pairs import Pairs
 from palate.explorer.rewards import Model, Rewards, unscored
 from palate.explorer.shown import EXCERPT, excerpt, turns, whole_pair
 from palate.explorer.site import ROWS as PAGE_ROWS
-from palate.explorer.site import pasted
 from palate.scoring.sources import Opened
 from palate.types import Exchange
 
@@ -165,7 +164,7 @@ def test_annotators_have_names_of_their_own(tmp_path: Path) -> None:
     answer = client.post("/annotator", data={"name": " Grace  Hopper é "}, headers=writing(site))
     assert answer.status_code == 204 and "HttpOnly" in answer.headers["set-cookie"]
     client.post("/label", data={"pair": site.pairs.identity(1), "choice": "skip"}, headers=writing(site))
-    assert site.labels.annotators == ["Grace Hopper é"]
+    assert [label.annotator for label in site.labels.current] == ["Grace Hopper é"]
     assert client.post("/annotator", data={"name": "  "}, headers=writing(site)).status_code == 400
 
 
@@ -265,16 +264,6 @@ def test_candidates_of_one_prompt_are_gathered_and_ranked() -> None:
     assert [one.rank for one in candidates.of(1)] == [1, 1], "equal rewards share a rank"
 
 
-def test_pasted_texts_and_conversations() -> None:
-    chat = [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "hello"}]
-    assert pasted("ask", "answer") == Exchange("ask", "answer") and pasted("ask", "  ") is None
-    assert pasted(json.dumps(chat), "") == Exchange((chat[0],), (chat[1],))
-    assert pasted(json.dumps(chat[:1]), "answer") == Exchange((chat[0],), ({"role": "assistant", "content": "answer"},))
-    assert pasted(json.dumps(chat[:1]), "") is None
-    for text in ("[not json", "[1, 2]", "[]", '[{"role": 1}]'):
-        assert pasted(text, "answer") == Exchange(text, "answer"), "what is no list of messages is a text"
-
-
 def test_scoring_what_is_pasted(tmp_path: Path) -> None:
     site = site_of(tmp_path, model=LENGTHS)
     client = client_of(site)
@@ -283,6 +272,9 @@ def test_scoring_what_is_pasted(tmp_path: Path) -> None:
     long = client.post("/score", data={"prompt": "p", "a": "x" * 1001, "b": ""}, headers=writing(site)).text
     assert "too long for the model" in long
     assert client.post("/score", data={"prompt": "p"}, headers=writing(site)).status_code == 400
+    chat = json.dumps([{"role": "user", "content": "p"}, {"role": "assistant", "content": "x" * 300}])
+    whole = client.post("/score", data={"prompt": chat}, headers=writing(site)).text
+    assert whole.count('class="card"') == 1 and "reward of the conversation" in whole
     assert "As the response grows" in client.get("/pairs/0/heat").text
 
 

@@ -15,11 +15,14 @@ from transformers import AutoModelForCausalLM, AutoModelForSequenceClassificatio
 
 from palate.cli.main import main
 from palate.data.tokenization import as_exchange
-from palate.errors import ContractError, ModelError, StorageError
+from palate.errors import ConfigError, ContractError, ModelError, StorageError
 from palate.interchange import exporting
+from palate.interchange.doctor.examine import examine
 from palate.interchange.exporting import export_model
 from palate.interchange.import_options import ImportOptions
 from palate.interchange.importing import import_model
+from palate.interchange.merging import merge_saved
+from palate.interchange.value_model import ValueModel
 from palate.models.checkpoints import RewardStatistics
 from palate.scoring.local import load_scorer
 from palate.types import Readout
@@ -97,16 +100,15 @@ def test_hf_rewards_a_grpo_step(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_hf_in_cross_encoders(tmp_path: Path) -> None:
-    """One text a row, as it is: CrossEncoder's tokenizer call adds what the tokenizer adds."""
+@pytest.mark.parametrize("kind", ["qwen3", "llama", "bert"])
+def test_hf_in_cross_encoders(tmp_path: Path, kind: str) -> None:
+    """It renders messages by the folder's template, without [CLS] and [SEP], which an encoder's template leaves to the tokenizer: the doctor says that."""
     from sentence_transformers import CrossEncoder
 
-    exported(checkpoint(tmp_path / "ours"), tmp_path / "hf", "hf")
-    encoder = CrossEncoder(str(tmp_path / "hf"), device="cpu")
-    golden = load_scorer(tmp_path / "hf").contract.golden[0]  # type: ignore[union-attr]
-    features = {"input_ids": torch.tensor([golden.ids]), "attention_mask": torch.ones(1, len(golden.ids), dtype=torch.long)}
-    with torch.no_grad():
-        assert encoder.activation_fn(encoder.model(**features).logits).item() == pytest.approx(golden.score, abs=1e-5)
+    exported(checkpoint(tmp_path / "ours", kind), tmp_path / "hf", "hf")
+    found = CrossEncoder(str(tmp_path / "hf"), device="cpu").predict(CHATS)
+    told = {check.name: check.passed for check in examine(tmp_path / "hf", ["sentence-transformers"])}
+    assert told["sentence-transformers: ids"] == np.allclose(found, rewards(tmp_path / "hf"), atol=1e-5) == (kind != "bert")
 
 
 @pytest.mark.parametrize("kind", ["qwen3", "llama"])
@@ -153,10 +155,17 @@ def test_deepspeed_chat_there_and_back(tmp_path: Path, kind: str) -> None:
     assert config["vocab_size"] == rows and config["pad_token_id"] == config["end_token_id"] == tokenizer.eos_token_id and config["n_embd"] == 32
     assert any("reads the token before EOS" in line for line in said)
     assert not list((tmp_path / "out").glob("*.safetensors"))
-    options = ImportOptions(format="deepspeed-chat", allow_pickle=True, end_text="")
     if kind == "llama":  # whose own pad token DeepSpeed-Chat keeps
+        options = ImportOptions(format="deepspeed-chat", allow_pickle=True, end_text="")
         import_model(tmp_path / "out", tmp_path / "back", options, say=lambda line: None)
         np.testing.assert_allclose(rewards(tmp_path / "back"), rewards(source), atol=1e-5)
+        return
+    critic = ValueModel.from_checkpoint(source)
+    before_eos = [critic(torch.tensor([ids]))[0, -2].item() for ids in ids_of(source)]
+    for number, end_text in enumerate(["", "<|endoftext|>", " the end"]):  # behind the template's EOS, which is its padding, nothing is read
+        back = tmp_path / f"back {number}"
+        import_model(tmp_path / "out", back, ImportOptions(allow_pickle=True, end_text=end_text), say=lambda line: None)
+        np.testing.assert_allclose(rewards(back), before_eos, atol=1e-5)
 
 
 def test_deepspeed_chat_shrinks_a_padded_embedding(tmp_path: Path) -> None:
@@ -246,6 +255,13 @@ def test_adapters(tmp_path: Path) -> None:
     found = AutoModelForSequenceClassification.from_pretrained(tmp_path / "out", num_labels=1).eval()
     with torch.no_grad():
         np.testing.assert_allclose([found(torch.tensor([ids])).logits.item() for ids in ids_of(base)], expected, atol=1e-5)
+    assert not [check for check in examine(tmp_path / "out", ["trl", "nemo-rl", "ms-swift"]) if not check.passed]
+    (tmp_path / "out" / "laplace.safetensors").write_bytes(b"of this head")
+    merge_saved(tmp_path / "out", tmp_path / "merged")
+    np.testing.assert_allclose(rewards(tmp_path / "merged"), expected, atol=1e-5)
+    assert (tmp_path / "merged" / "laplace.safetensors").read_bytes() == b"of this head"
+    with pytest.raises(ModelError, match=r"no reward_contract.json.*palate import"):
+        merge_saved(tmp_path / "adapter", tmp_path / "never")
     with pytest.raises(ModelError, match="embed_tokens.*trained in full"):
         exported(checkpoint(tmp_path / "other", initializer_range=0.1), tmp_path / "never", "adapter", base=str(base))
     weights = load_file(base / "model.safetensors")
@@ -280,6 +296,44 @@ def test_a_foreign_classifier_is_exported_without_a_contract(tmp_path: Path) -> 
     model.save_pretrained(source)
     with pytest.raises(ModelError, match="num_labels=2"):
         exported(source, tmp_path / "never", "hf")
+
+
+@pytest.mark.parametrize("kind", ["qwen3", "bert"])
+def test_a_random_head_is_not_exported(tmp_path: Path, base_models: dict[str, Path], kind: str) -> None:
+    """A base model, or an adapter that lost its head, loads with one that was drawn a moment ago; it would score the same wherever it is loaded."""
+    from peft import LoraConfig, get_peft_model
+
+    with pytest.raises(ModelError, match="no trained reward head is in it"):
+        exported(base_models[kind], tmp_path / "never", "hf")
+    model = AutoModelForSequenceClassification.from_pretrained(base_models[kind], num_labels=1)
+    get_peft_model(model, LoraConfig(r=2, target_modules=["q_proj" if kind == "qwen3" else "query"])).save_pretrained(tmp_path / "adapter")
+    AutoTokenizer.from_pretrained(base_models[kind]).save_pretrained(tmp_path / "adapter")
+    with pytest.raises(ModelError, match="no trained reward head is in it"):
+        exported(tmp_path / "adapter", tmp_path / "never", "hf")
+
+
+def test_a_lost_head_is_not_exported(tmp_path: Path) -> None:
+    source = checkpoint(tmp_path / "ours")
+    (source / "reward_contract.json").unlink()
+    tensors = load_file(source / "model.safetensors")
+    del tensors["score.weight"]
+    save_file(tensors, source / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(ModelError, match="no trained reward head is in it"):
+        exported(source, tmp_path / "never", "hf")
+
+
+@pytest.mark.parametrize(
+    ("format", "options", "says"),
+    [
+        ("openrlhf", {"zero_bias": True}, "openrlhf has no place for one"),
+        ("llamafactory", {"zero_bias": True}, "llamafactory has a bias anyway"),
+        ("hf", {"base": "model"}, "nothing of a base is written as hf"),
+        ("huggingface", {}, "expected one of hf, adapter"),
+    ],
+)
+def test_options_that_a_format_does_not_know(tmp_path: Path, format: str, options: dict[str, Any], says: str) -> None:
+    with pytest.raises(ConfigError, match=says):
+        exported(tmp_path / "ours", tmp_path / "never", format, **options)
 
 
 def test_a_gate_and_a_posterior(tmp_path: Path) -> None:

@@ -12,11 +12,13 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from tests.interchange import stacks
+from tests.interchange.checkpoints import checkpoint
 from tests.interchange.stacks import CHATS, Reward
 from transformers import AutoModelForSequenceClassification
 
 from palate.cli.main import main
 from palate.errors import ConfigError, ModelError, StorageError
+from palate.interchange.exporting import export_model
 from palate.interchange.import_options import ImportOptions
 from palate.interchange.importing import import_model
 from palate.models.checkpoints import RewardStatistics
@@ -197,6 +199,49 @@ def test_adapters_need_their_head(tmp_path: Path, with_head: bool) -> None:
     assert "score" in line(said, "head")
 
 
+@pytest.mark.parametrize("kind", ["bert", "qwen3"])
+def test_our_own_exports(tmp_path: Path, kind: str) -> None:
+    """An encoder gets [CLS] and [SEP], which no template writes; a critic is read as the reward model that it was."""
+    expected = load_scorer(checkpoint(tmp_path / "ours", kind)).score(CHATS)
+    format = "hf" if kind == "bert" else "token-classification"
+    export_model(tmp_path / "ours", tmp_path / "out", format, say=lambda line: None)
+    scorer, _ = imported(tmp_path / "out", tmp_path / "back", format="classifier" if kind == "bert" else "auto")
+    np.testing.assert_allclose(scorer.score(CHATS), expected, atol=1e-5)
+
+
+OWN_CODE = """
+import torch
+from transformers import Qwen3Config, Qwen3Model, Qwen3PreTrainedModel
+
+class OwnConfig(Qwen3Config):
+    model_type = "own"
+
+class OwnForSequenceClassification(Qwen3PreTrainedModel):
+    config_class = OwnConfig
+
+    def __init__(self, config):
+        super().__init__(config)
+        self.num_labels = config.num_labels
+        self.model = Qwen3Model(config)
+        self.score = torch.nn.Linear(config.hidden_size, config.num_labels, bias=False)
+        self.post_init()
+"""
+
+
+def test_code_of_a_models_own_runs_where_that_is_allowed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("transformers.dynamic_module_utils.HF_MODULES_CACHE", str(tmp_path / "modules"))
+    monkeypatch.syspath_prepend(tmp_path / "modules")
+    expected = load_scorer(checkpoint(tmp_path / "theirs")).score(CHATS)
+    (tmp_path / "theirs" / "reward_contract.json").unlink()
+    (tmp_path / "theirs" / "modeling_own.py").write_text(OWN_CODE)
+    code = {"AutoConfig": "modeling_own.OwnConfig", "AutoModelForSequenceClassification": "modeling_own.OwnForSequenceClassification"}
+    stacks.edit_config(tmp_path / "theirs", model_type="own", architectures=["OwnForSequenceClassification"], auto_map=code)
+    said: list[str] = []
+    import_model(tmp_path / "theirs", tmp_path / "ours", ImportOptions(trust_remote_code=True), say=said.append)
+    assert "not loaded again: it needs its own code" in said[-1]
+    np.testing.assert_allclose(load_scorer(tmp_path / "ours", trust_remote_code=True).score(CHATS), expected, atol=1e-5)
+
+
 # --- what is refused ---
 
 
@@ -214,6 +259,23 @@ def test_a_pickle_is_read_only_where_that_is_allowed_and_never_run(tmp_path: Pat
     with pytest.raises(ModelError, match="holds more than tensors, or is broken"):
         imported(tmp_path / "theirs", tmp_path / "ours", template="none", allow_pickle=True)
     assert not marker.exists() and not (tmp_path / "ours").exists()
+
+
+@pytest.mark.parametrize("template", ["{% if %}", "{{ raise_exception('no such role') }}", "{{ messages.__class__.__mro__ }}"])
+def test_a_template_that_does_not_run_ends_with_a_sentence(tmp_path: Path, template: str) -> None:
+    stacks.openrlhf(tmp_path / "theirs")
+    (tmp_path / "theirs" / "chat_template.jinja").write_text(template)
+    with pytest.raises(ModelError, match=r"does not render a chat: .*--template"):
+        imported(tmp_path / "theirs", tmp_path / "ours")
+
+
+def test_the_base_of_an_adapter_may_be_no_pickle_either(tmp_path: Path) -> None:
+    reward = stacks.llamafactory(tmp_path / "theirs", adapter_of=tmp_path / "base")
+    torch.save(load_file(tmp_path / "base" / "model.safetensors"), tmp_path / "base" / "pytorch_model.bin")
+    (tmp_path / "base" / "model.safetensors").unlink()
+    with pytest.raises(ModelError, match=r"base/pytorch_model.bin is a pickle.*--allow-pickle"):
+        imported(tmp_path / "theirs", tmp_path / "ours")
+    agrees(imported(tmp_path / "theirs", tmp_path / "ours", allow_pickle=True)[0], reward)
 
 
 def test_code_in_a_config_is_refused(tmp_path: Path) -> None:

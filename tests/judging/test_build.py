@@ -57,7 +57,7 @@ def one_prompt(judged: list[Judged], k: int, settings: BuildSettings = PLAIN) ->
 @pytest.mark.parametrize("policy", ["drop", "tie", "keep_mean"])
 @pytest.mark.parametrize("order", list(permutations(("best", "middle", "worst"))))
 def test_chosen_is_what_the_judge_prefers_whatever_the_order(order: tuple[str, ...], policy: Policy) -> None:
-    """open-instruct's un-shuffle takes the first of the pair always (judging.md 0.2 a): here no order of candidates changes a row."""
+    """open-instruct's un-shuffle takes the first of the pair always: here no order of candidates changes a row."""
     built = build(preferring("best", "middle", "worst", policy=policy), ["p"], [responses(*order)], settings=PLAIN)
     assert {(row["chosen"], row["rejected"]) for row in built.rows} == {("best", "middle"), ("middle", "worst"), ("best", "worst")}
     for row in built.rows:
@@ -66,7 +66,7 @@ def test_chosen_is_what_the_judge_prefers_whatever_the_order(order: tuple[str, .
 
 
 def test_failures_never_become_labels() -> None:
-    """Of three pairs two fail in one order: one row, and no word on the response that was never judged (judging.md 0.2 b, e)."""
+    """Of three pairs two fail in one order: one row, and no word on the response that was never judged."""
     built = one_prompt([said("b", 0, 1), failed(0, 2), failed(1, 2)], 3)
     (row,) = built.rows
     assert (row["chosen"], row["rejected"]) == ("y", "x") and built.card["left_out"] == {"one invalid": 2} and adds_up(built.card)
@@ -75,7 +75,7 @@ def test_failures_never_become_labels() -> None:
 
 
 def test_all_ties_make_no_rows() -> None:
-    """distilabel pairs a response with itself where all ratings are equal (judging.md 0.2 e)."""
+    """distilabel pairs a response with itself where all ratings are equal."""
     with pytest.raises(DataError, match=r"no pair becomes a row: of 3 judgments \{'both tie': 3\}"):
         one_prompt([said("tie", 0, 1), said("tie", 0, 2), said("tie", 1, 2)], 3)
 

@@ -14,6 +14,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 from tests.judging.stub_server import Dials, running
@@ -25,8 +26,13 @@ from palate.judging.call_cache import CallCache
 from palate.judging.caller import Caller
 from palate.judging.calls import Answer, CallFailure, ChatReply, ChatRequest
 from palate.judging.capabilities import FREE, Capabilities, probe, probe_sampling
+from palate.judging.combining import BothOrders
+from palate.judging.decision_client import DecisionClient
 from palate.judging.function_client import FunctionClient
+from palate.judging.judge import ChatJudge, Instructions
 from palate.judging.openai_client import OpenAIClient
+from palate.judging.prompts import PairPrompt
+from palate.types import Matchup
 
 FEATURES = ("logprobs", "n", "structured", "sampling", "seed")
 DIALS = {"logprobs": "logprobs", "n": "several", "structured": "structured", "sampling": "sampling", "seed": "seed"}
@@ -155,6 +161,17 @@ def tiny_chat_model(folder: Path) -> None:
     tokenizer.save_pretrained(folder)
 
 
+def decided_here(folder: Path, client: Any, request: ChatRequest) -> float:
+    """P(A) by transformers' own pipeline in this process, of what the client sends."""
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers.pipelines import DecisionPipeline
+
+    pipe = DecisionPipeline(model=AutoModelForCausalLM.from_pretrained(folder), tokenizer=AutoTokenizer.from_pretrained(folder))
+    sent = client.body(request)
+    answers = pipe.postprocess(pipe.forward(pipe.preprocess({"state": sent["state"], "questions": sent["questions"], "assets": {}})))
+    return float(answers["verdict"]["probabilities"]["A"])
+
+
 @pytest.mark.slow
 def test_transformers_serve(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """It takes logprobs, n, response_format, temperature and seed without a word, and answers greedily: the probe must see through it."""
@@ -173,4 +190,9 @@ def test_transformers_serve(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
         unknown = ChatRequest(str(tmp_path / "model"), ({"role": "user", "content": "?"},), extra={"structured_outputs": {"choice": ["A", "B"]}})
         (answer,) = caller.run([unknown])
         assert isinstance(answer, CallFailure) and answer.kind == "bad request" and "422" in answer.message
+        decisions = Caller(DecisionClient(url), concurrency=2, start_concurrency=1)
+        judge = ChatJudge(decisions, str(tmp_path / "model"), instructions=Instructions(PairPrompt("token")))
+        (judgment,) = BothOrders(judge, "keep_mean").judge_pairs([Matchup("What is two and two?", "Four.", "Five.")])
+        expected = decided_here(tmp_path / "model", decisions.client, judge.request(judge.render(Matchup("What is two and two?", "Four.", "Five."))))
+        assert judgment.first.probability == pytest.approx(expected, abs=1e-5) and judgment.logit is not None and judgment.winner in ("a", "b")
     assert json.loads(json.dumps(capabilities.as_dict())) == capabilities.as_dict() | {"notes": list(capabilities.notes)}

@@ -42,7 +42,7 @@ def both(first: Verdict | str, second: Verdict | str, policy: Policy = "drop") -
 @pytest.mark.parametrize("first", WINNERS)
 @pytest.mark.parametrize("second", WINNERS)
 def test_every_verdict_in_every_order_under_every_policy(first: str, second: str, policy: Policy) -> None:
-    """x is shown first, then second. A verdict for a response is a verdict for its text; what fails is no label (judging.md 0.2 a, b, e)."""
+    """x is shown first, then second. A verdict for a response is a verdict for its text; what fails is no label."""
     judgment = both(first, second, policy)
     said = [{"a": "x", "b": "y"}.get(first, first), {"a": "y", "b": "x"}.get(second, second)]
     label = {"a": "x", "b": "y"}.get(judgment.winner or "", judgment.winner)

@@ -1,4 +1,4 @@
-"""Prompts -> responses of three sources -> a judge -> preference rows -> a reward model, which agrees with the judge above chance (judging.md 8.8)."""
+"""Prompts -> responses of three sources -> a judge -> preference rows -> a reward model, which agrees with the judge above chance."""
 
 from __future__ import annotations
 
@@ -6,7 +6,9 @@ import json
 from pathlib import Path
 
 import numpy as np
-from tests.judging.stub_server import Dials
+import pytest
+import yaml
+from tests.judging.stub_server import Dials, running
 from tests.judging.stubs import Counted
 
 from palate.cli.main import main
@@ -62,3 +64,29 @@ def test_a_reward_model_learns_what_the_judge_prefers(tmp_path: Path, base_model
     scorer = open_scorer(str(tmp_path / "out")).scorer
     chosen, rejected = (scorer.score([Exchange(str(row["prompt"]), str(row[side])) for row in test]) for side in ("chosen", "rejected"))
     assert np.mean(np.asarray(chosen) > np.asarray(rejected)) > 0.8, "60 pairs at 0.5 exceed 0.8 once in a million"
+
+
+def test_the_commands_from_fifty_prompts_to_a_measured_model(tmp_path: Path, base_models: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    """As the README has them, against endpoints: one judge that likes length (and a little what stands first), so that is what the model must learn."""
+    monkeypatch.chdir(tmp_path)
+    Path("prompts.jsonl").write_text("".join(json.dumps({"prompt": f"Tell me about number {k}."}) + "\n" for k in range(50)))
+    long, short = "amber basalt cedar delta ember fjord garnet harbour island juniper", "amber basalt cedar"
+    gold = [{"prompt": f"Say more about {k}.", "chosen": f"{long} {k}", "rejected": f"{short} {k}"} for k in range(30)]
+    Path("gold.jsonl").write_text("".join(json.dumps(row) + "\n" for row in gold))
+    with running(Dials(length_bias=8.0, position_bias=0.1)) as stub:
+        sources = [{"model": name, "base_url": stub.url, "price": [1.0, 2.0]} for name in ("small", "large", "own")]
+        Path("sources.yaml").write_text(yaml.safe_dump({"per_prompt": 4, "sources": sources}))
+        judge = ["--judge", "judge", "--base-url", stub.url, "--price", "1", "2"]
+        assert main(["generate", "--config", "sources.yaml", "--prompts", "prompts.jsonl", "--output", "responses.jsonl"]) == 0
+        assert main(["judge", "audit", "--data", "gold.jsonl", *judge, "--min-kappa", "0.6", "--output", "audit.json"]) == 0
+        build = ["build", "--data", "responses.jsonl", *judge, "--output", "prefs.jsonl"]
+        assert main([*build, "--dry-run"]) == 0 and not Path("prefs.jsonl").exists()
+        assert main([*build, "--max-cost", "2"]) == 0
+    card = json.loads(Path("prefs.card.json").read_text())
+    assert card["prompts"] == 50 and card["judged_pairs"] == 300 and 0 < card["calls"]["cost"] < 2 and card["rows"] > 100
+    settings = {"model.name_or_path": base_models["qwen3"], "data.train": "prefs.jsonl", "data.max_length": 128, "loss.margins": "none"}
+    training = {"output_dir": "out", "max_steps": 160, "learning_rate": "1e-3", "per_device_train_batch_size": 8, "use_cpu": "true", "report_to": "none"}
+    flags = settings | {f"training.{name}": value for name, value in training.items()}
+    assert main(["train", *(part for name, value in flags.items() for part in (f"--{name}", str(value)))]) == 0
+    assert main(["eval", "--model", "out", "--data", "gold.jsonl", "--output", "results.json"]) == 0
+    assert json.loads(Path("results.json").read_text())["accuracy"] > 0.8, "30 pairs at 0.5 exceed 0.8 once in 6 000"

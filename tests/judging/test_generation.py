@@ -119,6 +119,14 @@ def test_every_draw_is_a_request_of_its_own() -> None:
     assert len(set(keys)) == len(keys) == 80 and {draw.request.sample for draw in plan(PROMPTS, given)} == {0, 1, 2, 3}
 
 
+def test_a_sampling_seed_is_sent_another_with_each_draw() -> None:
+    draws = plan(PROMPTS, settings([{"model": "m", "sampling_seed": 7}, {"model": "n"}], per_prompt=4))
+    seeds = {name: {draw.request.sample: draw.request.seed for draw in draws if draw.source.model == name} for name in "mn"}
+    assert seeds["m"][0] == 7 and len(set(seeds["m"].values())) == 2 and seeds["n"] == {0: None, 1: None}
+    row = run(sources=[{"model": "m", "sampling_seed": 7}], per_prompt=2).rows[0]
+    assert [one["seed"] for one in row["params"]] == [seeds["m"][one["sample"]] for one in row["params"]]
+
+
 def test_system_prompts_are_sent_and_kept_out_of_the_row() -> None:
     generated = run(sources=[{"model": "m", "system_prompts": ["Be brief.", "Be long."]}], per_prompt=2)
     row = generated.rows[0]

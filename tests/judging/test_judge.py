@@ -63,7 +63,7 @@ def test_the_schema_is_sent_with_json() -> None:
 
 
 def test_a_judge_that_quotes_one_label_and_decides_the_other() -> None:
-    """RewardBench's parser takes A first wherever it stands (judging.md 0.2 d)."""
+    """RewardBench's parser takes A first wherever it stands."""
     _, client = scripted('Response A says "[[A]]" itself.\n\n[[B>A]]')
     assert ChatJudge(Caller(client), "m").compare([Matchup("Why?", "x", "y")])[0].winner == "b"
 
@@ -98,7 +98,7 @@ def test_a_greedy_endpoint_draws_no_fresh_answers() -> None:
 
 
 def test_a_failed_call_is_not_asked_again() -> None:
-    """A failure that no attempt mends: one call, no repair turn, no label (judging.md 0.2 b, e)."""
+    """A failure that no attempt mends: one call, no repair turn, no label."""
     asked, client = scripted(CallFailure("bad request", "status 400: no"))
     (verdict,) = ChatJudge(Caller(client), "m").compare([Matchup("Why?", "x", "y")])
     assert (verdict.winner, verdict.reason) == ("invalid", "bad request: status 400: no") and len(asked) == 1
@@ -144,6 +144,15 @@ def test_what_an_endpoint_cannot_do_is_refused() -> None:
     with pytest.raises(ConfigError, match="working structured"):
         judge_of(stub, "json", capabilities=GREEDY)
     judge_of(stub, "token", capabilities=ALL)
+
+
+def test_a_seed_is_sent_and_asked_of_no_endpoint_that_ignores_it() -> None:
+    stub = Counted(Dials(strengths=STRENGTHS))
+    seeded = Sampling(seed=3)
+    with pytest.raises(ConfigError, match="seed"):
+        judge_of(stub, capabilities=GREEDY, sampling=seeded)
+    judge_of(stub, capabilities=ALL, sampling=seeded).compare([Matchup("Why?", "good", "bad")])
+    assert [request.seed for request in stub.requests] == [3]
 
 
 def test_without_logprobs_a_token_judge_says_so() -> None:

@@ -64,7 +64,7 @@ def test_a_pair_is_shown_in_order_and_fenced(variant: Any) -> None:
     assert sections(rendered) == {"conversation": "Why?", "reference answer": "Because.", "response A": "first", "response B": "second"}
     system = rendered.messages[0]["content"]
     assert "Be kind." in system and "Rubric:\nKind: 1." in system and "A reference answer is shown" in system and rendered.fence in system
-    assert sections(prompt.swap("Why?", ("first", "second")))["response A"] == "second"
+    assert sections(prompt.render("Why?", ("second", "first")))["response A"] == "second"
     assert not re.search(r"\{[a-z_]+\}", system + rendered.messages[1]["content"]), "a placeholder was not filled"
     assert rendered.neutralized == 0
 
@@ -236,7 +236,7 @@ def test_nothing_in_the_material_changes_what_is_read(question: str, good: str, 
     responses = (good, bad) if first else (bad, good)
     prompt = PairPrompt(variant)
     verdicts = []
-    for rendered in (prompt.render(question, responses, seed=seed), prompt.swap(question, responses, seed=seed)):
+    for rendered in (prompt.render(question, responses, seed=seed), prompt.render(question, responses[::-1], seed=seed)):
         assert sections(rendered).keys() == {"conversation", "response A", "response B"}
         verdicts.append(parsed_pair(prompt.parser.parse(stub_judge(variant, rendered, quote), "stop", rendered.fence)))
     assert combine_orders(verdicts[0], swapped(verdicts[1])).winner == ("a" if first else "b")

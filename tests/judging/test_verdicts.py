@@ -362,6 +362,13 @@ def test_a_label_that_is_not_listed_bounds_the_log_odds() -> None:
     assert isinstance(mirrored, LabelLogits) and mirrored.logit == pytest.approx(-found.logit)
 
 
+@pytest.mark.parametrize("listed", [{"A": 0.0, "B": -9999.0}, {"A": 0.0}, {"A": 5e-5, "x": -9999.0}])
+def test_a_judge_that_is_sure_is_not_undecided(listed: dict[str, float]) -> None:
+    """All of the probability on A, nothing left for B: at least log(1 / 1e-4), what rounding may hide, and no tie."""
+    found = logit_of_labels(listed, {"A": "a", "B": "b"})
+    assert isinstance(found, LabelLogits) and found.censored and found.logit == pytest.approx(math.log(1e4), abs=1e-3) and found.probability > 0.999
+
+
 def test_without_a_label_there_are_no_log_odds() -> None:
     assert reason(logit_of_labels({"The": -0.1, "a": -2.0}, {"A": "a", "B": "b"})) == "no verdict"
     assert reason(logit_of_labels({}, {"A": "a", "B": "b"})) == "no verdict"

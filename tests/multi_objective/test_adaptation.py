@@ -11,7 +11,7 @@ from tests.multi_objective.test_decomposition import Fixed, differences
 
 from palate.errors import ConfigError, DataError
 from palate.multi_objective.adaptation import adapt
-from palate.multi_objective.baselines import gaussian_heads, shared_base_ensemble, uniform_heads
+from palate.multi_objective.baselines import gaussian_heads, random_scores, shared_base_ensemble, uniform_heads
 from palate.multi_objective.decomposition import decompose, decompose_rows
 from palate.multi_objective.heads import LinearHeads, signed_heads
 from palate.multi_objective.pairs import embedded_pairs
@@ -193,6 +193,19 @@ def test_users_with_too_little_are_counted_and_pools_are_kept_apart() -> None:
     assert [user.tested for user in found.users] == [60.0, 60.0]  # all of the other half: no prompt is shared
     with pytest.raises(DataError, match="--exclude response"):
         run_trials(pairs, scores, single, ["x"] * len(pairs), TrialSettings(pairs=len(pairs)))
+
+
+def test_sets_of_heads_take_turns_over_the_draws() -> None:
+    pairs, users, vectors, taste = two_tastes(prompts=20)
+    single = (vectors @ taste)[pairs.embeddings.index]
+    random = random_scores(gaussian_heads, pairs.embeddings, 4, seed=7)
+    assert random.shape == (20, len(single), 4)
+    np.testing.assert_array_equal(random[2], gaussian_heads(4, 16, seed=9).score(pairs.embeddings))
+    three = random[:3]
+    own = {str(s): run_trials(pairs, {"random": scores}, single, users, TrialSettings(pairs=6, draws=5)) for s, scores in enumerate(three)}
+    both = run_trials(pairs, {"random": three}, single, users, TrialSettings(pairs=6, draws=5))
+    assert both.users[0].draws["random"] == [own[str(s % 3)].users[0].draws["random"][s] for s in range(5)]
+    assert len({found.users[0].methods["random"].accuracy for found in own.values()}) > 1
 
 
 def test_random_heads_are_seeded_and_the_ensemble_learns() -> None:

@@ -16,7 +16,7 @@ from transformers import AutoTokenizer, pipeline
 
 from palate.data.templates import prepare_tokenizer
 from palate.data.tokenization import as_exchange
-from palate.errors import ContractError, DataError
+from palate.errors import ContractError, DataError, ModelError
 from palate.interchange.doctor.examine import examine
 from palate.models.checkpoints import CONTRACT_NAME
 from palate.models.heads import initialise_head
@@ -221,6 +221,12 @@ def test_a_foreign_reward_model_loads_without_a_contract(tmp_path: Path) -> None
     scorer = load_scorer(tmp_path)
     assert isinstance(scorer, LocalScorer) and scorer.contract is None and not scorer.encoder.closed
     assert np.isfinite(scorer.score(MANY)).all()
+
+
+@pytest.mark.parametrize("kind", ["qwen3", "bert"])
+def test_a_random_head_gives_no_rewards(base_models: dict[str, Path], kind: str) -> None:
+    with pytest.raises(ModelError, match="no trained reward head is in it"):
+        load_scorer(base_models[kind])
 
 
 def test_bfloat16_backbone_keeps_the_contract_within_its_rounding(qwen: Path) -> None:

@@ -9,6 +9,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from types import MappingProxyType
 from typing import Any, NamedTuple
@@ -85,7 +86,8 @@ class Server:
                 for name, value in ({"Content-Length": str(len(data)), **reply.headers}).items():
                     self.send_header(name, value)
                 self.end_headers()
-                self.wfile.write(data)
+                with suppress(ConnectionError):  # a client that no longer waits
+                    self.wfile.write(data)
 
             do_GET = do_POST
 

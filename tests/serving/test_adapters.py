@@ -189,6 +189,8 @@ def test_verl_plain_function_parts_and_prompts(length: Length) -> None:
     compute_score = verl_score(Shaped({"model": length, **SHAPED}), asynchronous=False)
     assert compute_score("d", "abcd", "g", {"question": np.array(user("q"), dtype=object)}) == {"score": 3.5, "model": 4, "length": -0.5}
     assert length.calls[0][0].prompt == tuple(user("q"))
+    named = verl_score(Shaped({"score": Part(length, weight=0.5), **SHAPED}), asynchronous=False)
+    assert named("d", "abcd", "g", {"question": "q"})["score"] == 1.5  # the reward, not the part of that name
     with pytest.raises(DataError, match=r"no `question` \(it has split\)"):
         compute_score("d", "abcd", "g", {"split": "train"})
     with pytest.raises(DataError, match="no reward"):
@@ -299,6 +301,8 @@ def test_areal_goes_through_a_pickle(checkpoint: Path) -> None:
     assert chat == pytest.approx(found, abs=1e-6)
     with pytest.raises(DataError, match="no reward"):
         reward_fn(CHAT, "good " * 600, [1], [2])
+    with pytest.raises(DataError, match="the data has only answer"):
+        areal_reward(str(checkpoint), chat=True)(CHAT, "good", [1], [2], answer="x")
 
 
 # --- all ------------------------------------------------------------------------------------------------------------------------------------------

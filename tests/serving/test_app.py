@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import sys
 import threading
 import time
 from collections.abc import Sequence
@@ -277,6 +278,29 @@ def test_only_safetensors_are_loaded_unless_asked(tmp_path: Path) -> None:
     for source in ("ensemble:a,b", "http://localhost:1", "dpo:a", "OpenAssistant/reward-model-deberta-v3-base"):
         with pytest.raises((ConfigError, ModelError)):  # the last: not in the cache, and of an input format of its own
             Loading().open(source)
+
+
+@pytest.mark.parametrize("kind", ["llama", "a kind of its own"])
+def test_code_that_comes_with_a_model_is_not_run(tmp_path: Path, kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A kind that transformers knows is loaded by transformers' own class; any other is refused. The checkpoint's code runs in neither case."""
+    monkeypatch.setattr("transformers.dynamic_module_utils.HF_MODULES_CACHE", str(tmp_path / "modules"))
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    scorer = saved(tmp_path / "rm", 1)
+    ran = tmp_path / "ran"
+    (tmp_path / "rm" / "evil.py").write_text(f"open({str(ran)!r}, 'w')\n")
+    for name in ("config.json", "tokenizer_config.json"):
+        path = tmp_path / "rm" / name
+        mapped = {"AutoConfig": "evil.Config", "AutoModelForSequenceClassification": "evil.Model", "AutoTokenizer": ["evil.Tokenizer", None]}
+        path.write_text(json.dumps({**json.loads(path.read_text()), "auto_map": mapped} | ({"model_type": kind} if name == "config.json" else {})))
+    if kind == "llama":
+        assert Loading().open(str(tmp_path / "rm")).scorer.score(["hello"]) == pytest.approx(scorer.score(["hello"]), abs=2e-6)
+    else:
+        with pytest.raises(ModelError):
+            Loading().open(str(tmp_path / "rm"))
+    assert not ran.exists()
+    with pytest.raises(Exception):  # noqa: B017 (what the stranger's code is missing decides)
+        Loading(trust_remote_code=True).open(str(tmp_path / "rm"))
+    assert ran.exists()
 
 
 # --- OpenAPI ------------------------------------------------------------------------------------------------------------------------------------

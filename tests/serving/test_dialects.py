@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import base64
 import math
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import pytest
 from tests.serving.conftest import Serve, tiny_scorer
 
+from palate.scoring import remote
 from palate.scoring.local import LocalScorer
+from palate.scoring.remote import RemoteScorer
 from palate.types import Readout
 
 CHAT = [{"role": "user", "content": "what is the capital of france?"}, {"role": "assistant", "content": "paris is the capital."}]
@@ -298,4 +301,39 @@ def test_an_encoder_is_framed_at_both_ends(serve: Serve) -> None:
     assert served.post("/rerank", {"query": "q", "texts": ["a"], "raw_scores": True})[0]["score"] == near(scorer.score([("q", "a")])[0])
     tokens = served.client.post("/pooling", json={"input": "a", "task": "token_classify"})
     assert tokens.status_code == 400 and "this model is an encoder" in tokens.text
-    assert served.client.post("/classify", json={"messages": CHAT}).status_code == 400  # no chat template
+    chat = served.client.post("/classify", json={"messages": CHAT})
+    assert chat.status_code == 400 and "input 0: this model has no chat template: send prompt and response as texts" in chat.text
+
+
+# --- our own client -----------------------------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def client(serve: Serve, llama: LocalScorer, monkeypatch: pytest.MonkeyPatch) -> Callable[..., RemoteScorer]:
+    """A RemoteScorer of the app in this process."""
+    served = serve(llama, max_items=40)
+
+    def send(method: str, url: str, body: Any, timeout: float, key: str | None) -> remote.Answer:
+        answer = served.client.request(method, url.removeprefix("http://app"), json=body)
+        return remote.Answer(answer.status_code, answer.text, answer.headers.get("Retry-After", ""))
+
+    monkeypatch.setattr(remote, "_send", send)
+    return lambda **options: RemoteScorer("http://app", **options)
+
+
+@pytest.mark.parametrize("protocol", ["auto", *remote.PROTOCOLS])
+def test_whole_texts_get_one_reward_in_every_protocol(client: Callable[..., RemoteScorer], llama: LocalScorer, protocol: str) -> None:
+    """Rendered by the model's template, BOS and EOS in it: no dialect doubles or drops one, so all give the reward of these very ids."""
+    texts = [str(llama.tokenizer.apply_chat_template(chat, tokenize=False)) for chat in (CHAT, [CHAT[0], {"role": "assistant", "content": "two"}])]
+    assert all(text.startswith("<s>") and text.endswith("</s>") for text in texts)
+    scorer = client(protocol=protocol)
+    assert scorer.protocol_name == (protocol if protocol != "auto" else "palate")
+    assert scorer.score(texts).tolist() == [near(reward(llama, plain(llama, text))) for text in texts]
+    assert np.isnan(scorer.score([texts[0], "far too long " * 200], on_long="nan")).tolist() == [False, True]
+
+
+@pytest.mark.parametrize("protocol", ["palate", "vllm"])
+def test_chats_are_rendered_by_the_server(client: Callable[..., RemoteScorer], llama: LocalScorer, protocol: str) -> None:
+    """A hundred of them, which our own server is sent in batches: it takes 40 at most, so those of 64 are halved."""
+    chats = [[CHAT[0], {"role": "assistant", "content": f"the {'very ' * (i % 40)}end"}] for i in range(100)]
+    assert client(protocol=protocol, concurrency=4).score(chats).tolist() == [near(value) for value in llama.score(chats)]

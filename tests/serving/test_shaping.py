@@ -91,6 +91,7 @@ def test_the_contracts_statistics_are_a_scale() -> None:
     ("parts", "says"),
     [
         ({}, "one part at least"),
+        ({"a": "out"}, r"'out' is a name; open it first.*open_scorer\('out'\)"),
         ({"a": Part(Fixed(), scale=Scale(0, 0))}, "above 0"),
         ({"a": Part(Fixed(), clip=(1, 1))}, "lower bound first"),
         ({"a": Part(Fixed(), weight=float("nan"))}, "finite"),

@@ -85,15 +85,17 @@ def test_what_waits_is_computed_together(scorer: LocalScorer, monkeypatch: pytes
 
 
 def test_requests_that_share_a_prompt_share_its_computation(scorer: LocalScorer, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Eight responses to one prompt, each a request of its own: the row that is computed holds the prompt once."""
-    worker = started(scorer)
+    """Eight responses to one prompt, each a request of its own: the row that is computed holds the prompt once, and the budget of a batch counts it once."""
+    prompt = ({"role": "user", "content": "tell me about the sea and the wind " * 6},)
+    group = [Exchange(prompt, ({"role": "assistant", "content": f"answer {i}"},)) for i in range(8)]
+    sequences = scorer.encoder.encode(group)
+    lengths, prefix = [len(ids) for ids in sequences], common_prefix(sequences)
+    unique = prefix + sum(length - prefix for length in lengths)
+    worker = started(scorer, batch_tokens=unique)
     held = Held(scorer, monkeypatch)
     rows: list[int] = []
     run = scorer._run
     monkeypatch.setattr(scorer, "_run", lambda batch, *rest: (rows.append(batch["input_ids"].numel()), run(batch, *rest))[1])
-    prompt = ({"role": "user", "content": "tell me about the sea and the wind " * 6},)
-    group = [Exchange(prompt, ({"role": "assistant", "content": f"answer {i}"},)) for i in range(8)]
-    lengths = [len(ids) for ids in scorer.encoder.encode(group)]
 
     async def play() -> None:
         first = asyncio.create_task(worker.score(texts("something else")))
@@ -104,13 +106,12 @@ def test_requests_that_share_a_prompt_share_its_computation(scorer: LocalScorer,
         await asyncio.gather(first, *tasks)
 
     asyncio.run(play())
-    prefix = common_prefix(scorer.encoder.encode(group))
-    assert rows[-1] == prefix + sum(length - prefix for length in lengths) < sum(lengths) / 3
+    assert [len(batch) for batch in held.batches] == [1, 8] and rows[-1] == unique < sum(lengths) / 3
     worker.close()
 
 
 def test_batches_end_at_their_limits(scorer: LocalScorer, monkeypatch: pytest.MonkeyPatch) -> None:
-    for limit, sizes in (({"batch_items": 2}, [1, 2, 2, 1]), ({"batch_tokens": 9}, [1, 3, 2])):
+    for limit, sizes in (({"batch_items": 2}, [1, 2, 2, 1]), ({"batch_tokens": 9}, [1, 4, 1])):
         worker = started(scorer, **limit)
         with monkeypatch.context() as patched:
             held = Held(scorer, patched)
@@ -118,7 +119,7 @@ def test_batches_end_at_their_limits(scorer: LocalScorer, monkeypatch: pytest.Mo
             async def play(worker: Worker = worker, held: Held = held) -> None:
                 tasks = [asyncio.create_task(worker.score(texts("a")))]
                 await asyncio.to_thread(held.computing.wait)
-                tasks += [asyncio.create_task(worker.score(texts(text))) for text in "bcdef"]  # <s> letter </s>: 3 tokens each
+                tasks += [asyncio.create_task(worker.score(texts(text))) for text in "bcdef"]  # <s> letter </s>, of which <s> is shared: 3 tokens, then 2 each
                 await until(lambda: len(worker._ready) == 5)
                 held.open.set()
                 await asyncio.gather(*tasks)

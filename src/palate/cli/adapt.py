@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -25,7 +25,8 @@ def main(arguments: Sequence[str]) -> int:
     options = parse(arguments)
     from palate.cli.console import console, quiet_libraries
     from palate.cli.decompose import check_free, users_of
-    from palate.multi_objective.heads import heads_of
+    from palate.multi_objective.heads import heads_of, original_head
+    from palate.multi_objective.trials import TrialSettings, run_trials
     from palate.scoring.embeddings import open_embedder
 
     quiet_libraries()
@@ -37,8 +38,9 @@ def main(arguments: Sequence[str]) -> int:
     pairs = read_pairs(embedder, options.data, options)
     users = users_of(pairs, options.by)
     if options.n:
-        sets = head_sets(heads, embedder, options)
-        results = [trials_of(pairs, scorer, sets, users, n, options) for n in options.n]
+        scores, single = scores_of(pairs, heads, embedder, options), original_head(scorer).score(pairs.embeddings)[:, 0]
+        settings = [TrialSettings(n, options.draws, options.temperature, options.exclude, options.seed) for n in options.n]
+        results = [run_trials(pairs, scores, single, users, each) for each in settings]
         for found in results:
             show(found, by=options.by)
         if options.results:
@@ -112,26 +114,17 @@ def read_pairs(embedder: CachedEmbedder, data: str, options: argparse.Namespace)
 # --- is it worth it? --------------------------------------------------------------------------------------------------------------------------------
 
 
-def head_sets(heads: LinearHeads, embedder: CachedEmbedder, options: argparse.Namespace) -> dict[str, LinearHeads]:
-    """The checkpoint's heads, and as many of each baseline."""
-    from palate.multi_objective.baselines import gaussian_heads, shared_base_ensemble, uniform_heads
+def scores_of(pairs: Pairs, heads: LinearHeads, embedder: CachedEmbedder, options: argparse.Namespace) -> dict[str, np.ndarray]:
+    """What the checkpoint's heads and as many of each baseline say of every response."""
+    from palate.multi_objective.baselines import gaussian_heads, random_scores, shared_base_ensemble, uniform_heads
 
-    count = len(heads)
-    sets = {"heads, adapted": heads}
+    responses, count, seed = pairs.embeddings, len(heads), options.seed
+    found = {"heads, adapted": heads.score(responses)}
     if options.shared_base:
-        sets["shared-base ensemble, adapted"] = shared_base_ensemble(read_pairs(embedder, options.shared_base, options), count, options.seed)
-    sets["random uniform heads, adapted"] = uniform_heads(count, embedder.width, options.seed)
-    sets["random Gaussian heads, adapted"] = gaussian_heads(count, embedder.width, options.seed)
-    return sets
-
-
-def trials_of(pairs: Pairs, scorer: LocalScorer, sets: Mapping[str, LinearHeads], users: Sequence[str], n: int, options: argparse.Namespace) -> Trials:
-    from palate.multi_objective.heads import original_head
-    from palate.multi_objective.trials import TrialSettings, run_trials
-
-    settings = TrialSettings(n, options.draws, options.temperature, options.exclude, options.seed)
-    scores = {name: heads.score(pairs.embeddings) for name, heads in sets.items()}
-    return run_trials(pairs, scores, original_head(scorer).score(pairs.embeddings)[:, 0], users, settings)
+        found["shared-base ensemble, adapted"] = shared_base_ensemble(read_pairs(embedder, options.shared_base, options), count, seed).score(responses)
+    found["random uniform heads, adapted"] = random_scores(uniform_heads, responses, count, seed)
+    found["random Gaussian heads, adapted"] = random_scores(gaussian_heads, responses, count, seed)
+    return found
 
 
 def show(found: Trials, *, by: str | None) -> None:

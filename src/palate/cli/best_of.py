@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -89,6 +90,10 @@ def _usable(options: argparse.Namespace, output: Path) -> None:
         raise ConfigError(f"--keep {options.keep}: expected a number of at least 1, or all")
     if options.pairs and options.keep != "1":
         raise ConfigError("--keep says how many responses become rows; --pairs makes one row of the best and the worst")
+    if options.threshold is not None and not math.isfinite(options.threshold):
+        raise ConfigError(f"--threshold {options.threshold}: expected a finite reward")
+    if options.rewards and options.max_length is not None:
+        raise ConfigError("--max-length is the model's; with --rewards nothing is scored")
     if options.n is not None and options.n < 1:
         raise ConfigError(f"-n {options.n}: expected at least 1")
 
@@ -153,7 +158,8 @@ def _show(curve: Curve, gold: str | None) -> None:
         table.add_column(heading, justify="right")
     for i, n in enumerate(shown["n"]):
         best = [f"{shown['oracle'][i]:.3f}"] if gold else []
-        table.add_row(str(n), f"{shown['expected'][i]:.3f}", f"{shown['low'][i]:.3f} to {shown['high'][i]:.3f}", *best, f"{shown['kl'][i]:.3f}")
+        interval = f"{shown['low'][i]:.3f} to {shown['high'][i]:.3f}" if curve.prompts > 1 else "none of one prompt"
+        table.add_row(str(n), f"{shown['expected'][i]:.3f}", interval, *best, f"{shown['kl'][i]:.3f}")
     console.print(table)
 
 

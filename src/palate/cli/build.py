@@ -8,8 +8,8 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from palate.cli.judging import add_judge_flags, known_answers, open_caller, open_judge, show_spent, write_rows
-from palate.cli.styles import chat_judge, check_style, form_of, policy_of
+from palate.cli.judging import add_judge_flags, known_answers, open_caller, open_judge, show_spent, write_json, write_parts, write_rows
+from palate.cli.styles import chat_judge, check_style, form_of, is_decision, policy_of
 from palate.types import text_of
 
 if TYPE_CHECKING:
@@ -51,8 +51,9 @@ def main(arguments: Sequence[str]) -> int:
         "cost_per_row": spent["cost"] / len(built.rows) if spent.get("cost") is not None and built.rows else None,
     }
     output = Path(options.output)
-    write_rows(output, built.rows, card, ".card.json")
-    write_text(output.with_suffix(".card.md"), dataset_card(card, name=output.stem, file=output.name))
+    write_rows(output, built.rows)
+    write_json(output.with_suffix(".card.json"), card)
+    write_parts(output.with_suffix(".card.md"), [dataset_card(card, name=output.stem, file=output.name)])
     show(card, options.output)
     return 0
 
@@ -143,7 +144,7 @@ def show_plan(options: argparse.Namespace, found: Candidates, references: dict[s
     if options.judge.startswith(("rm:", "logits:", "local:")):
         console.print(f"{what}; {len(canaries)} canaries; no calls: the judge runs in this process")
         return 0
-    caller = open_caller(options, options.base_url, max_requests=None, max_cost=None, cached=False)
+    caller = open_caller(options, options.base_url, max_requests=None, max_cost=None, cached=False, decisions=is_decision(options))
     judge = chat_judge(options, caller, references)
     price = Price(*options.price) if options.price else None
     count = partial(dry_run, price=price, cache=known_answers(options), endpoint=caller.client.endpoint)
@@ -236,12 +237,3 @@ def show(card: dict[str, Any], output: str) -> None:
 def _share(found: dict[str, Any]) -> str:
     low, high = found["interval"]
     return f"{100 * found['value']:.0f} % ({100 * low:.0f} to {100 * high:.0f} %) of {found['n']}"
-
-
-def write_text(path: Path, text: str) -> None:
-    from palate.errors import StorageError
-
-    try:
-        path.write_text(text, encoding="utf-8")
-    except OSError as error:
-        raise StorageError(f"{path}: cannot be written: {error}") from error

@@ -33,4 +33,5 @@ def quiet_libraries() -> None:
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()
     warnings.filterwarnings("ignore", message=".*pin_memory.*")
+    warnings.filterwarnings("ignore", message=".*gradient_checkpointing.* is deprecated.*")  # PEFT's use of transformers, nothing that a user could mend
     speak()

@@ -110,6 +110,7 @@ def _add_generative(commands: Any) -> None:
     parser.add_argument("--orders", choices=get_args(Orders), default="balanced", help="of pairs: each side better in half of the rows, or both orders")
     parser.add_argument("--ties", choices=get_args(Ties), default="drop", help="left out and counted, or a label of their own")
     parser.add_argument("--references", action="store_true", help="show pairs with the row's `reference`")
+    parser.add_argument("--off-topic", type=int, default=0, metavar="K", help="K responses to other prompts as worse than the best one of each (RRM)")
     parser.add_argument("--on-bad-row", choices=("error", "drop"), default="error", help="rows that cannot be used (default: %(default)s)")
     parser.add_argument("--seed", type=int, default=0, help="of the sides of pairs (default: %(default)s)")
     parser.add_argument("--output", required=True, help="JSONL or Parquet file to write")
@@ -130,7 +131,15 @@ def _generative(options: argparse.Namespace) -> int:
     if output.exists() and not options.overwrite:
         raise StorageError(f"{output}: exists already; choose another name or pass --overwrite")
     loaded = load_groups(options.data, split=options.split, columns=parse_columns(options.columns), on_bad_row=options.on_bad_row, margins=False)
-    made = generative_rows(loaded.groups, options.form, orders=options.orders, ties=options.ties, references=options.references, seed=options.seed)
+    made = generative_rows(
+        loaded.groups,
+        options.form,
+        orders=options.orders,
+        ties=options.ties,
+        references=options.references,
+        off_topic=options.off_topic,
+        seed=options.seed,
+    )
     counts = made.counts.as_dict()
     left_out = ", ".join(f"{count} x {reason}" for reason, count in counts["left_out"].items()) or "nothing"
     if not made.rows:

@@ -26,5 +26,6 @@ def main(arguments: Sequence[str]) -> int:
             consumer = check.name.partition(":")[0] if ":" in check.name else "the folder itself"
             failed[consumer] = failed.get(consumer, 0) + 1
     found = ", ".join(f"{count} of {name}" for name, count in failed.items())
-    console.print(f"{sum(failed.values())} checks failed: {found}" if failed else "All checks passed")
+    total = sum(failed.values())
+    console.print(f"{total} check{'s' if total > 1 else ''} failed: {found}" if failed else "All checks passed")
     return 4 if failed else 0

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from palate.cli.judging import add_call_flags, known_answers, open_caller, show_spent, state_of, write_rows
+from palate.cli.judging import add_call_flags, known_answers, open_caller, show_spent, state_of, write_json, write_rows
 
 if TYPE_CHECKING:
     from palate.judging.caller import Caller
@@ -36,7 +36,9 @@ def main(arguments: Sequence[str]) -> int:
         check_sampling(draws, callers)
     generated = generate(prompts, settings, callers, allow_constant=options.allow_constant)
     report = {**generated.report, "left_out_before": found.left_out, "calls": show_spent(list(callers.values()))}
-    write_rows(Path(options.output), generated.rows, report, ".report.json")
+    output = Path(options.output)
+    write_rows(output, generated.rows)
+    write_json(output.with_suffix(".report.json"), report)
     show(report, options.output)
     return 0
 

@@ -7,10 +7,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from palate.cli.judging import add_judge_flags, open_judge, show_spent
+from palate.cli.judging import add_judge_flags, open_judge, show_spent, write_json, write_rows
 
 if TYPE_CHECKING:
-    from palate.judging.verdicts import Winner
+    from palate.evaluation.benchmarks import Benchmark
     from palate.types import PreferenceGroup
 
 MOST_CANARIES = 50  # pairs, as `palate build` takes at most
@@ -20,10 +20,12 @@ def main(arguments: Sequence[str]) -> int:
     parser = argparse.ArgumentParser(prog="palate judge", description="Look at a judge before spending on it.")
     commands = parser.add_subparsers(dest="command", required=True)
     audit = commands.add_parser("audit", help="measure a judge on preference data with known labels")
-    audit.add_argument("--data", required=True, help="preference data in any known layout; `sample`: the gold set of the package")
+    audit.add_argument("--data", help="preference data in any known layout; `sample`: the gold set of the package; with --benchmark: its items")
+    audit.add_argument("--benchmark", help="score the judge as this benchmark does (palate eval --list); those without two orders need --style rating")
+    audit.add_argument("--partial", action="store_true", help="accept a benchmark without all of its subsets")
     audit.add_argument("--split", default="test")
-    audit.add_argument("--limit", type=int, help="only the first so many groups")
-    audit.add_argument("--output", help="audit.json to write")
+    audit.add_argument("--limit", type=int, help="only the first so many groups (of a benchmark: implies --partial)")
+    audit.add_argument("--output", help="audit.json to write; what the judge said goes beside it (.judgments.jsonl), for `palate judge replay`")
     audit.add_argument("--min-kappa", type=float, help="exit code 1 where kappa lies below")
     audit.add_argument("--writer", help="a model named in the data's chosen_model and rejected_model, to look for self-preference")
     audit.add_argument("--confidence", type=float, default=0.95)
@@ -70,21 +72,28 @@ def run_replay(options: argparse.Namespace, parser: argparse.ArgumentParser) -> 
 def run_audit(options: argparse.Namespace) -> int:
     from palate.cli.console import console, quiet_libraries
     from palate.cli.panels import panel_figures
-    from palate.evaluation.judges import decided, evaluate_judge
+    from palate.evaluation.judges import audit, judge_items, judgment_records
     from palate.reports.judge_tables import audit_table
+    from palate.reports.tables import benchmark_table
 
     quiet_libraries()
-    groups = gold_groups(options)
+    benchmark = benchmark_of(options)
+    groups = gold_groups(options, benchmark)
     opened = open_judge(options)
     watched = canary_figures(options, groups, opened.judge)
-    figures = evaluate_judge(opened.judge, groups, confidence=options.confidence, writer=options.writer)
-    _, chosen_first = decided(groups)
-    right: list[Winner] = ["a" if first else "b" for first in [*chosen_first, *~chosen_first]]  # of the matchups of both orders
-    figures |= {"canaries": watched, "panel": panel_figures(opened, right)}
-    console.print(audit_table(figures, title=f"{opened.provenance['judge']} on {options.data}", confidence=options.confidence))
+    judged = judge_items(opened.judge, groups)
+    records = judgment_records(judged, opened.provenance["judge"])
+    figures = audit(judged, confidence=options.confidence, writer=options.writer)
+    figures |= {"canaries": watched, "panel": panel_figures(opened, judged.right)}
+    title = f"{opened.provenance['judge']} on {benchmark.title if benchmark else options.data}"
+    if benchmark:
+        figures["benchmark"] = scored_by(benchmark, options, opened.judge, groups, records)
+        console.print(benchmark_table(figures["benchmark"], title=title, confidence=options.confidence))
+    console.print(audit_table(figures, title="All comparisons" if benchmark else title, confidence=options.confidence))
     spent = show_spent(opened.callers)
     figures |= {"provenance": opened.provenance, "calls": spent, "cost_per_kept_pair": _per_kept(figures, spent)}
     if options.output:
+        write_rows(Path(options.output).with_suffix(".judgments.jsonl"), records)
         write_json(Path(options.output), figures)
     kappa = figures["kappa"]["value"]
     if options.min_kappa is not None and not kappa >= options.min_kappa:
@@ -93,11 +102,55 @@ def run_audit(options: argparse.Namespace) -> int:
     return 0
 
 
-def gold_groups(options: argparse.Namespace) -> list[PreferenceGroup]:
+def benchmark_of(options: argparse.Namespace) -> Benchmark | None:
+    """The benchmark that is asked for, if any. Raises ConfigError where there is nothing to measure on, or a judge of pairs cannot be scored by it."""
+    from palate.errors import ConfigError
+    from palate.evaluation.benchmarks import BENCHMARKS, find_benchmark
+
+    if options.benchmark is None:
+        if options.data is None:
+            raise ConfigError("nothing to measure the judge on; give --data (`sample`: the gold set of the package), or --benchmark")
+        if options.partial:
+            raise ConfigError("--partial does nothing without --benchmark")
+        return None
+    benchmark = find_benchmark(options.benchmark)
+    if not benchmark.pairs and options.style != "rating":
+        pairs = ", ".join(known.name for known in BENCHMARKS.values() if known.pairs)
+        raise ConfigError(f"{benchmark.title} scores responses one by one; rate them (--style rating). Judges of pairs have {pairs}")
+    return benchmark
+
+
+def gold_groups(options: argparse.Namespace, benchmark: Benchmark | None) -> list[PreferenceGroup]:
+    import numpy as np
+
     from palate.data.loading import load_groups
+    from palate.evaluation.benchmarks import load_items, make_records, report
+    from palate.evaluation.items import with_rewards
     from palate.sample import gold_path
 
+    if benchmark is not None:
+        groups = load_items(benchmark, options.data, limit=options.limit)
+        drawn = with_rewards(groups, np.random.default_rng(0).random(sum(len(group.responses) for group in groups)))
+        report(benchmark, make_records(benchmark, drawn), partial=is_partial(options))  # what it refuses is to be said before anything is asked
+        return groups
     return load_groups(gold_path() if options.data == "sample" else options.data, split=options.split, margins=False).groups[: options.limit]
+
+
+def scored_by(benchmark: Benchmark, options: argparse.Namespace, judge: Any, groups: Sequence[PreferenceGroup], records: list[Any]) -> dict[str, Any]:
+    """The benchmark's own figures: of verdicts in both orders, or of ratings in place of rewards, which are not asked for again."""
+    import numpy as np
+
+    from palate.evaluation.benchmarks import make_records, report
+    from palate.evaluation.items import with_rewards
+
+    if not benchmark.pairs:
+        rated = judge.rate([exchange for group in groups for exchange in group.exchanges()])
+        records = make_records(benchmark, with_rewards(groups, np.array([one.value for one in rated], dtype=float)))
+    return report(benchmark, records, partial=is_partial(options), confidence=options.confidence)
+
+
+def is_partial(options: argparse.Namespace) -> bool:
+    return options.partial or options.limit is not None
 
 
 def canary_figures(options: argparse.Namespace, groups: Sequence[PreferenceGroup], judge: Any) -> dict[str, Any] | None:
@@ -111,16 +164,6 @@ def canary_figures(options: argparse.Namespace, groups: Sequence[PreferenceGroup
     watched = Watched(judge, asked, has_tie=knows_ties(options))
     watched.compare([])
     return watched.figures()
-
-
-def write_json(path: Path, found: Any) -> None:
-    from palate.errors import StorageError
-    from palate.evaluation.evaluator import to_json
-
-    try:
-        path.write_text(to_json(found), encoding="utf-8")
-    except OSError as error:
-        raise StorageError(f"{path}: cannot be written: {error}") from error
 
 
 def _per_kept(figures: dict[str, Any], spent: dict[str, Any]) -> float | None:

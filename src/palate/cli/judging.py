@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from palate.cli.styles import add_style_flags, chat_judge, check_style, policy_of
+from palate.cli.styles import add_style_flags, chat_judge, check_style, is_decision, policy_of
 
 if TYPE_CHECKING:
     from palate.cli.styles import WordJudge
@@ -34,8 +34,8 @@ def add_judge_flags(parser: argparse.ArgumentParser) -> None:
     judge.add_argument(
         "--judge",
         required=True,
-        help="model name at the endpoint; in this process rm:CHECKPOINT (a reward model), local:MODEL (asked in words), logits:MODEL (A or B by log-odds); "
-        "panel:FILE.yaml (several: a jury or a cascade)",
+        help="model name at the endpoint, or decision:MODEL (log-odds of `transformers serve`); in this process rm:CHECKPOINT (a reward model), local:MODEL "
+        "(asked in words), logits:MODEL (A or B by log-odds); panel:FILE.yaml (several: a jury or a cascade)",
     )
     judge.add_argument("--base-url", help="OpenAI-compatible endpoint, e.g. http://localhost:8000/v1 (default: OpenAI's own)")
     add_style_flags(judge)
@@ -43,6 +43,7 @@ def add_judge_flags(parser: argparse.ArgumentParser) -> None:
     judge.add_argument("--rubric", default="", help="a file with a rubric")
     judge.add_argument("--temperature", type=float, default=0.0)
     judge.add_argument("--max-tokens", type=int, default=2048)
+    judge.add_argument("--sampling-seed", type=int, help="sent with every question, a number made of it with every further draw (default: none is sent)")
     judge.add_argument("--votes", type=int, default=1, help="answers drawn a question (needs an endpoint that samples)")
     add_call_flags(parser)
 
@@ -102,15 +103,20 @@ def open_caller(
     cached: bool = True,
     prices: Mapping[str, Price] | None = None,
     purse: Purse | None = None,
+    decisions: bool = False,
 ) -> Caller:
-    """Calls to one endpoint as the flags have them, within what is left of the budget. `prices`: of models with another price than that of the flags."""
+    """Calls to one endpoint as the flags have them, within what is left of the budget.
+
+    `prices`: of models with another price than that of the flags. `decisions`: log-odds of `transformers serve`, in place of chat completions.
+    """
     from palate.judging.budget import Budget, Purse
     from palate.judging.call_cache import CallCache
     from palate.judging.caller import Caller
     from palate.judging.calls import Price
+    from palate.judging.decision_client import DecisionClient
     from palate.judging.openai_client import OpenAIClient
 
-    client = OpenAIClient(base_url, api_key=_key(options.api_key_env), timeout=options.timeout)
+    client = (DecisionClient if decisions else OpenAIClient)(base_url, api_key=_key(options.api_key_env), timeout=options.timeout)
     budget = Budget(max_requests, max_cost, Price(*options.price) if options.price else None, prices or {}, purse or Purse())
     return Caller(client, cache=CallCache(options.cache) if cached else None, budget=budget, concurrency=options.concurrency)
 
@@ -137,9 +143,10 @@ def _open_chat(options: argparse.Namespace, references: Mapping[str, Conversatio
         raise ConfigError(f"--votes {options.votes}: a question is asked once at least")
     if options.judge.startswith("local:"):
         return _open_local(options, references)
-    caller = open_caller(options, options.base_url, max_requests=options.max_requests, max_cost=options.max_cost, purse=purse)
+    decisions = is_decision(options)
+    caller = open_caller(options, options.base_url, max_requests=options.max_requests, max_cost=options.max_cost, purse=purse, decisions=decisions)
     judge = chat_judge(options, caller, references)
-    if not options.no_probe:
+    if not options.no_probe and not decisions:
         capabilities = probe(caller, options.judge, state=state_of(caller, options.judge))
         for note in capabilities.notes:
             console.print(f"  {note}", markup=False, highlight=False)
@@ -214,17 +221,26 @@ def show_spent(callers: Sequence[Caller]) -> dict[str, Any]:
     return spent
 
 
-def write_rows(output: Path, rows: Sequence[Mapping[str, Any]], beside: Mapping[str, Any], suffix: str) -> None:
-    """The rows as JSONL, and what is to be known of them as JSON in a file of that suffix beside them."""
+def write_rows(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
+    """As JSONL."""
     import json
 
-    from palate.errors import StorageError
+    write_parts(path, (json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+
+
+def write_json(path: Path, found: Mapping[str, Any]) -> None:
     from palate.evaluation.evaluator import to_json
 
+    write_parts(path, [to_json(found)])
+
+
+def write_parts(path: Path, parts: Iterable[str]) -> None:
+    """A file of these texts, one after the other; its folder is made. Raises StorageError where it cannot be written."""
+    from palate.errors import StorageError
+
     try:
-        output.parent.mkdir(parents=True, exist_ok=True)
-        with output.open("w", encoding="utf-8") as file:
-            file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
-        output.with_suffix(suffix).write_text(to_json(beside), encoding="utf-8")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with path.open("w", encoding="utf-8") as file:
+            file.writelines(parts)
     except OSError as error:
-        raise StorageError(f"{output}: cannot be written: {error}") from error
+        raise StorageError(f"{path}: cannot be written: {error}") from error

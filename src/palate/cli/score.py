@@ -61,14 +61,15 @@ def main(arguments: Sequence[str]) -> int:
 def scored_stream(scorer: Any, data: str, split: str, columns: Mapping[str, str] | None, on_long: str) -> Iterator[dict[str, Any]]:
     """Every row of any source, scored chunk by chunk."""
     from palate.data.formats import detect_layout
-    from palate.data.loading import read_rows, rename_columns
+    from palate.data.loading import read_rows
     from palate.scoring.rows import scored_rows
+    from palate.scoring.unranked import as_read
 
     layout = None
     stream = read_rows(data, split=split)
     while chunk := list(islice(stream, CHUNK)):
         location, row = chunk[0]
-        layout = layout or detect_layout(rename_columns(row, columns, location) if columns else row)
+        layout = layout or detect_layout(as_read(row, columns, location))
         yield from scored_rows(scorer, chunk, layout, columns=columns, on_long=on_long, progress=True)
 
 

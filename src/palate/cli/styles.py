@@ -39,12 +39,17 @@ def add_style_flags(judge: argparse._ArgumentGroup) -> None:
     )
 
 
+def is_decision(options: argparse.Namespace) -> bool:
+    """Whether the judge is asked for log-odds at /v1/systemone, and for nothing else."""
+    return options.judge.startswith("decision:")
+
+
 def form_of(options: argparse.Namespace) -> str:
     """How a verdict is asked for: what is not said follows from the style."""
     from palate.errors import ConfigError
 
     if options.style == "pairwise":
-        return options.form or "five_step"
+        return options.form or ("token" if is_decision(options) else "five_step")
     if options.form not in (None, "json"):
         raise ConfigError(f"--form {options.form} is a verdict on a pair; with --style {options.style} use json, or leave it out (words)")
     return options.form or {"rating": "number", "list": "ranking"}[options.style]
@@ -62,6 +67,8 @@ def check_style(options: argparse.Namespace) -> None:
 
     if options.style != "pairwise" and options.judge.startswith(("rm:", "logits:")):
         raise ConfigError(f"--style {options.style}: {options.judge.partition(':')[0]}: compares pairs and can be asked nothing else; use --style pairwise")
+    if is_decision(options) and (options.style != "pairwise" or form_of(options) != "token"):
+        raise ConfigError("decision: says A or B by log-odds and writes nothing; use --style pairwise and --form token, or leave both out")
     if options.style == "list" and options.votes > 1:
         raise ConfigError(f"--votes {options.votes}: a list is asked about in several orders, not several times; raise --orders")
     if options.aspects and options.style != "rating":
@@ -79,15 +86,17 @@ def chat_judge(options: argparse.Namespace, caller: Caller, references: Mapping[
     from palate.judging.rating_judge import RatingJudge
 
     form: Any = form_of(options)
-    rubric, sampling = _rubric(options.rubric), Sampling(temperature=options.temperature, max_tokens=options.max_tokens)
+    model = options.judge.removeprefix("decision:")
+    rubric = _rubric(options.rubric)
+    sampling = Sampling(temperature=options.temperature, max_tokens=options.max_tokens, seed=options.sampling_seed)
     common: dict[str, Any] = {"sampling": sampling, "capabilities": capabilities, "references": references}
     told: dict[str, Any] = {**common, "criteria": options.criteria, "rubric": rubric}
     if options.style == "rating":
         prompt = RatingPrompt(options.scale[0], options.scale[1], form)
-        return RatingJudge(caller, options.judge, prompt=prompt, aspects=_aspects(options.aspects), votes=options.votes, **told)
+        return RatingJudge(caller, model, prompt=prompt, aspects=_aspects(options.aspects), votes=options.votes, **told)
     if options.style == "list":
-        return ListJudge(caller, options.judge, variant=form, orders=options.orders, window=options.window, seed=getattr(options, "seed", 0), **told)
-    return ChatJudge(caller, options.judge, instructions=Instructions(PairPrompt(form), options.criteria, rubric), **common)
+        return ListJudge(caller, model, variant=form, orders=options.orders, window=options.window, seed=getattr(options, "seed", 0), **told)
+    return ChatJudge(caller, model, instructions=Instructions(PairPrompt(form), options.criteria, rubric), **common)
 
 
 def _aspects(path: str) -> dict[str, str]:

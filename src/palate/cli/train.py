@@ -45,13 +45,29 @@ def main(arguments: Sequence[str]) -> int:
 
         show_dry_run(dry_run(settings))
         return 0
+    from palate.training.run import member_runs
+
+    for run, goes_on in member_runs(settings, resume=resume):
+        if settings.model.members:
+            console.print(f"\nMember [bold]{run.training['output_dir']}[/bold]")
+        if not train_one(run, resume=goes_on):
+            return 0
+    where = settings.training["output_dir"]
+    after = f"eval --model ensemble:{where} --data test.jsonl" if settings.model.members else f"score --model {where} --data rows.jsonl --output scored.jsonl"
+    console.print(f"Next: palate {after}")
+    return 0
+
+
+def train_one(settings: RunSettings, *, resume: bool) -> bool:
+    """Train, save and evaluate; False on a rank whose parent tells of the interruption."""
+    from palate.cli.console import console
     from palate.training.run import train
 
     try:
         run = train(settings, resume=resume, say=console.print)
     except Interrupted:
         if PARENT in os.environ:  # it says so, once for all ranks
-            return 0
+            return False
         raise
     console.print(f"\nSaved to [bold]{run.directory}[/bold]")
     if run.data.evaluation and not any(group.comparisons for group in run.data.evaluation):
@@ -68,8 +84,7 @@ def main(arguments: Sequence[str]) -> int:
             record=True,
             log_history=run.trainer.state.log_history,
         )
-    console.print(f"Next: palate score --model {run.directory} --data rows.jsonl --output scored.jsonl")
-    return 0
+    return True
 
 
 def show_metrics(metrics: Mapping[str, float]) -> None:

@@ -17,8 +17,8 @@ def main(arguments: Sequence[str]) -> int:
     options = parse(arguments)
     from palate.cli.console import console, quiet_libraries
     from palate.errors import ConfigError
+    from palate.explorer.app import create_app
     from palate.explorer.guard import LOOPBACK
-    from palate.explorer.site import create_app
 
     try:
         import python_multipart  # noqa: F401 (starlette reads forms by it, and misses it only when one arrives)
@@ -28,10 +28,9 @@ def main(arguments: Sequence[str]) -> int:
     quiet_libraries()
     listening = listen(options.host, options.port)
     site = open_site(options)
-    local = options.host in LOOPBACK
-    key = None if local else secrets.token_urlsafe(24)
-    port = listening.getsockname()[1]
-    address = f"http://{'127.0.0.1' if local else options.host}:{port}/" + ("" if key is None else f"?key={key}")
+    key = None if options.host in LOOPBACK else secrets.token_urlsafe(24)
+    host = f"[{options.host}]" if ":" in options.host else options.host
+    address = f"http://{host}:{listening.getsockname()[1]}/" + (f"?key={key}" if key else "")
     console.print(f"Open {address}", markup=False)
     console.print(f"Labels go to {site.labels.path}. Ctrl-C ends.", markup=False)
     config = uvicorn.Config(create_app(site, key=key), log_level="warning", server_header=False, lifespan="off")
@@ -52,7 +51,7 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     rewards.add_argument("--scores", help="rows that `palate score` wrote, in place of --items")
     rewards.add_argument("--compare", metavar="OTHER", help="a second model, or its results.json")
     rewards.add_argument("--format", help="input format of a model that has one of its own (see palate eval --help)")
-    rewards.add_argument("--protocol", help="what an endpoint speaks: vllm (default), openrlhf, tei")
+    rewards.add_argument("--protocol", help="what an endpoint speaks: palate, vllm, sglang, openrlhf, tei (default: it is asked)")
     rewards.add_argument("--api-key-env", help="environment variable with the endpoint's key")
     rewards.add_argument("--max-length", type=int, help="in place of the checkpoint's own")
     rewards.add_argument("--cache", help="file of rewards computed before (default: $PALATE_CACHE, else among the user's caches)")
@@ -69,7 +68,7 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
         parser.error("--items and --scores are both rewards of the same data; give one of them")
     if options.limit is not None and options.limit < 1:
         parser.error(f"--limit is {options.limit}, expected 1 or more")
-    options.packing, options.token_budget = "auto", None
+    options.packing, options.token_budget = "auto", None  # as `palate eval` has them unless told otherwise
     return options
 
 

@@ -14,6 +14,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple, TypeAlias, get_args
 
+from palate.data.pairing import compared_with_off_topic
 from palate.errors import ConfigError, DataError
 from palate.types import Comparison, Conversation, Message, PreferenceGroup, TokenIds, content_text
 
@@ -128,21 +129,32 @@ class GenerativeRows(NamedTuple):
 
 
 def generative_rows(
-    groups: Sequence[PreferenceGroup], form: Form, *, orders: Orders = "balanced", ties: Ties = "drop", references: bool = False, seed: int = 0
+    groups: Sequence[PreferenceGroup],
+    form: Form,
+    *,
+    orders: Orders = "balanced",
+    ties: Ties = "drop",
+    references: bool = False,
+    off_topic: int = 0,
+    seed: int = 0,
 ) -> GenerativeRows:
     """Training rows of one form.
 
     Pairs: a row a comparison, the better response first in half of the rows (drawn with `seed`), or with `orders` "both" two rows of half the weight.
     `probability` is P(A is better), or P(Yes). Responses one at a time: a row for each that is compared, its probability the weighted mean over its
     comparisons. A probability of one half is a tie: dropped and counted, or a label of its own, C or Unsure, which all prompts then offer.
-    `references`: pairs are shown with the `reference` of their group's metadata, where it has one.
+    `references`: pairs are shown with the `reference` of their group's metadata, where it has one. `off_topic`: so many good responses to other prompts
+    are worse than the best response to each prompt (RRM, Liu et al. 2024, arXiv 2409.13156), for forms without reasons.
     """
     for name, value, known in (("form", form, Form), ("orders", orders, Orders), ("ties", ties, Ties)):
         if value not in get_args(known):
             raise ConfigError(f"{name} {value!r}, expected one of {', '.join(get_args(known))}")
     if references and form in ("yes_no", "critique"):
         raise ConfigError(f"references are shown with pairs, not with the form {form}; leave them out")
+    if off_topic and form in ("pair_reasoning", "critique"):
+        raise ConfigError(f"nobody has given reasons against off-topic responses, which the form {form} needs; use yes_no or pair_label, or leave them out")
     counts = RowCounts(groups=len(groups))
+    groups = compared_with_off_topic(groups, off_topic, seed) if off_topic else groups
     if form in ("yes_no", "critique"):
         rows = [row for group in groups for row in _point_rows(group, form == "critique", ties, counts)]
     else:

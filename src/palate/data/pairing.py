@@ -172,3 +172,13 @@ def against_off_topic(comparisons: Sequence[Comparison], negatives: Sequence[int
     total, count = sum(c.weight for c in comparisons), len(comparisons) + len(negatives)
     kept = [c._replace(weight=c.weight * len(comparisons) / count) for c in comparisons]
     return (*kept, *(Comparison(best, negative, weight=total / count) for negative in negatives))
+
+
+def compared_with_off_topic(groups: Sequence[PreferenceGroup], count: int, seed: int) -> list[PreferenceGroup]:
+    """`with_off_topic`, its responses compared with the best one of each group; one that the group has itself is not."""
+    found = []
+    for group in with_off_topic(groups, count, seed):
+        own = group.responses[: len(group.responses) - group.off_topic]
+        negatives = [i for i in range(len(own), len(group.responses)) if group.responses[i] not in own]
+        found.append(replace(group, comparisons=against_off_topic(group.comparisons, negatives)))
+    return found

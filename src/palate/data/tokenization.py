@@ -16,7 +16,8 @@ from bisect import bisect_right
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from itertools import islice
+from itertools import compress, count, islice
+from operator import ne
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from jinja2 import TemplateError
@@ -397,13 +398,9 @@ def as_exchange(item: Exchange | Conversation | Sequence[Any]) -> Exchange:
 
 
 def common_prefix(sequences: Sequence[Sequence[int]]) -> int:
-    """Length of the longest prefix that all share."""
-    n = 0
-    for column in zip(*sequences):  # noqa: B905 (the shortest one ends it)
-        if any(value != column[0] for value in column):
-            break
-        n += 1
-    return n
+    """Length of the longest prefix that all share. Every pair of a batch asks, so no loop over tokens is Python's own."""
+    first, *others = sequences
+    return min((next(compress(count(), map(ne, first, other)), min(len(first), len(other))) for other in others), default=len(first))
 
 
 def shared_prefix(sequences: Sequence[list[int]]) -> int:

@@ -45,6 +45,11 @@ class Benchmark:
     source: str  # paper and code that the protocol was read from
     options: tuple[str, ...] = field(default=())  # what the protocol takes beyond `partial` and `confidence`
 
+    @property
+    def pairs(self) -> bool:
+        """Whether its protocol takes verdicts on pairs, in both orders."""
+        return self.protocol in (judgebench, llmbar, evalbiasbench, rewardbench, hhh)
+
 
 # --- reading rows ------------------------------------------------------------------------------------------------------------------------------
 

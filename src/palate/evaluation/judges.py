@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
@@ -24,10 +24,11 @@ def ask_both_orders(judge: Judge, items: Items, chosen_first: np.ndarray) -> tup
         group, start = items.scored.groups[g], items.scored.offsets[g]
         chosen, rejected = (group.responses[int(side[i] - start)] for side in (items.chosen, items.rejected))
         matchups.append(Matchup(group.prompt, chosen, rejected) if chosen_first[i] else Matchup(group.prompt, rejected, chosen))
-    verdicts = list(judge.compare([*matchups, *(Matchup(m.prompt, m.b, m.a) for m in matchups)]))
+    # a pair's orders follow each other, so that a judge whose budget ends has whole pairs
+    verdicts = list(judge.compare([one for m in matchups for one in (m, Matchup(m.prompt, m.b, m.a))]))
     if len(verdicts) != 2 * len(matchups):
         raise DataError(f"the judge gave {len(verdicts)} verdicts for {2 * len(matchups)} matchups; expected one each")
-    return verdicts[: len(matchups)], verdicts[len(matchups) :]
+    return verdicts[::2], verdicts[1::2]
 
 
 def winner_of(verdict: Verdict) -> Winner:
@@ -49,8 +50,33 @@ def decided(groups: Sequence[PreferenceGroup]) -> tuple[Items, np.ndarray]:
     return items, np.random.default_rng(0).random(len(items)) < 0.5
 
 
+class JudgedItems(NamedTuple):
+    """Decided comparisons, and what a judge said of each in both orders, as each order showed it."""
+
+    items: Items
+    chosen_first: np.ndarray  # bool [P]: whether the better response stood first in the first order
+    first: list[Verdict]
+    second: list[Verdict]
+
+    @property
+    def right(self) -> list[Literal["a", "b"]]:
+        """The right winner of each matchup, as they were asked about: the first order of a pair, then its second."""
+        return ["a" if shown_first else "b" for first in self.chosen_first for shown_first in (first, not first)]
+
+
+def judge_items(judge: Judge, groups: Sequence[PreferenceGroup]) -> JudgedItems:
+    """Every decided comparison asked about in both orders, in one call to the judge."""
+    items, chosen_first = decided(groups)
+    return JudgedItems(items, chosen_first, *ask_both_orders(judge, items, chosen_first))
+
+
 def evaluate_judge(judge: Judge, groups: Sequence[PreferenceGroup], *, confidence: float = 0.95, writer: str | None = None) -> dict[str, Any]:
-    """Figures of a judge on preference data, decided comparisons only: both orders, consistency, position, length, failures, kappa, with intervals.
+    """`audit` of a judge on preference data, asked here."""
+    return audit(judge_items(judge, groups), confidence=confidence, writer=writer)
+
+
+def audit(judged: JudgedItems, *, confidence: float = 0.95, writer: str | None = None) -> dict[str, Any]:
+    """Figures of a judge: both orders, consistency, position, length, failures, kappa, with intervals.
 
     `accuracy` is the mean over both orders, a tie or an invalid verdict being wrong; `kept` is what agrees in both orders and decides.
     `first_position`: of the pairs on which the orders contradict each other, the share decided for the response shown first; 0.5 is no position bias.
@@ -58,8 +84,7 @@ def evaluate_judge(judge: Judge, groups: Sequence[PreferenceGroup], *, confidenc
     gives them, averaged over the orders on the logit. `writer`: a model among the metadata's `chosen_model` and `rejected_model`; how often the judge
     prefers it, beside how often the labels do (self-preference, where the judge is that model).
     """
-    items, chosen_first = decided(groups)
-    one, two = ask_both_orders(judge, items, chosen_first)
+    items, chosen_first, one, two = judged
     labels = np.where(chosen_first, "1", "2")
     first = [winner_of(verdict) for verdict in one]
     second = [swapped(winner_of(verdict)) for verdict in two]
@@ -68,6 +93,34 @@ def evaluate_judge(judge: Judge, groups: Sequence[PreferenceGroup], *, confidenc
     figures["calibration"] = _calibration(labels, one, two)
     figures["self_preference"] = _preference_for(writer, items, labels, first, second, confidence) if writer else None
     return figures | {"reasons": _reasons([*one, *two])}
+
+
+def judgment_records(judged: JudgedItems, judge: str = "") -> list[dict[str, Any]]:
+    """One record a comparison, as recorded judgments are read (`palate judge replay`) and benchmarks with two orders score them.
+
+    `label` and `judgments` by order: "12" shows the group's earlier response first, "21" the later one; winners stand in the coordinates of the group, None
+    where there was no verdict, with its `reason`. `text` is what the judge wrote, where it wrote anything.
+    """
+    records = []
+    for i, (one, two) in enumerate(zip(judged.first, judged.second, strict=True)):
+        g = judged.items.group[i]
+        meta, label = judged.items.scored.groups[g].metadata, "1" if judged.items.chosen[i] < judged.items.rejected[i] else "2"
+        straight, mirrored = (one, two) if judged.chosen_first[i] == (label == "1") else (two, one)
+        subset = meta.get("subset")
+        known = {"id": meta.get("id"), "subset": subset, "source": subset, "judge": judge or None}
+        judgments = {"12": _judgment(straight, winner_of(straight)), "21": _judgment(mirrored, swapped(winner_of(mirrored)))}
+        named = {name: value for name, value in known.items() if value is not None}
+        records.append({**named, "prompt_key": judged.items.scored.keys[g], "label": label, "judgments": judgments})
+    return records
+
+
+def _judgment(verdict: Verdict, winner: Winner) -> dict[str, Any]:
+    return {
+        "winner": winner,
+        **({"text": verdict.raw} if verdict.raw else {}),
+        **({"reason": verdict.reason} if verdict.reason else {}),
+        **({"logit": verdict.logit} if verdict.logit is not None else {}),
+    }
 
 
 def _chosen_first(labels: np.ndarray, verdicts: Sequence[Winner]) -> np.ndarray:

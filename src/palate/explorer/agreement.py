@@ -77,12 +77,11 @@ def _rater(name: str, labels: Sequence[Label], own: dict[str, str], data: dict[s
 
 def _others(pairs: Pairs, wanted: Sequence[str]) -> dict[str, dict[str, str]]:
     """What the data, and the model, say of the pairs that somebody labelled."""
-    rows = pairs.row_of()
     found: dict[str, dict[str, str]] = {"the data": {}, "the model": {}}
     for pair in wanted:
-        if pair not in rows:
+        if pair not in pairs.rows:
             continue
-        row = rows[pair]
+        row = pairs.rows[pair]
         found["the data"][pair] = code_of(pair, "chosen" if pairs.decided[row] else "tie")
         margin = float(pairs.margin[row])
         if np.isfinite(margin):

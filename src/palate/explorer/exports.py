@@ -82,11 +82,10 @@ EXPORTS: Mapping[str, Export] = {
 
 def _labelled(pairs: Pairs, labels: Sequence[Label]) -> Iterator[_Labelled]:
     """Pairs of this data set that somebody decided, in the order of the data."""
-    rows = pairs.row_of()
     by_row: dict[int, list[Label]] = {}
     for label in labels:
-        if label.decides and label.pair in rows:
-            by_row.setdefault(rows[label.pair], []).append(label)
+        if label.decides and label.pair in pairs.rows:
+            by_row.setdefault(pairs.rows[label.pair], []).append(label)
     for row in sorted(by_row):
         prompt, *sides = pairs.conversations(row)
         if any(isinstance(part, TokenIds) for part in (prompt, *sides)):

@@ -93,8 +93,8 @@ class Guard:
         if not secrets.compare_digest(headers.get(TOKEN_HEADER, "").encode("latin-1"), self.token.encode()):
             raise Refusal(403, "a write without this server's token; the server was started anew? Load the page again")
         length = headers.get("content-length", "")
-        if not length.isdigit():
-            raise Refusal(411, "a write needs a Content-Length")
+        if not length.isdecimal() or "transfer-encoding" in headers:
+            raise Refusal(411, "a write needs a Content-Length, and no Transfer-Encoding")
         if int(length) > LARGEST_BODY:
             raise Refusal(413, f"{int(length):,} bytes; at most {LARGEST_BODY:,} are read")
 

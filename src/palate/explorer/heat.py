@@ -60,14 +60,12 @@ class Heat(NamedTuple):
 def heat_of(model: Model, exchanges: Sequence[Exchange]) -> Heat:
     """Every response read piece by piece, all on one scale. Raises DataError where a sequence is too long for the model."""
     scorer = model.opened.local
-    # a model with an input format of its own is asked through it
-    plain = scorer is not None and model.opened.description.get("input_format") is None
-    if plain and scorer is not None and scorer.readout.aggregate is not None:
+    if scorer is not None and model.opened.description.get("input_format") is None:  # a model with a format of its own is asked through it
         with model.lock:
-            return _on_one_scale("steps", [_steps(scorer, exchange) for exchange in exchanges])
-    if plain and scorer is not None and model.opened.description["decoder"]:
-        with model.lock:
-            return _on_one_scale("tokens", [_tokens(scorer, exchange) for exchange in exchanges])
+            if scorer.readout.aggregate is not None:
+                return _on_one_scale("steps", [_steps(scorer, exchange) for exchange in exchanges])
+            if model.opened.description["decoder"]:
+                return _on_one_scale("tokens", [_tokens(scorer, exchange) for exchange in exchanges])
     return _on_one_scale("growing", [_growing(model, exchange) for exchange in exchanges])
 
 

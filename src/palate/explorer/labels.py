@@ -120,6 +120,8 @@ class LabelFile:
                 label = Label(**row)
                 if label.verdict not in VERDICTS or label.left not in ("chosen", "rejected"):
                     raise ValueError(f"verdict {label.verdict!r}, left {label.left!r}")
+                if not 0 <= int(label.pair, 16) < 1 << 64:
+                    raise ValueError(f"pair {label.pair!r}")
                 self._said[label.annotator].append(label)
                 self._current[label.pair, label.annotator] = label
         except (json.JSONDecodeError, UnicodeDecodeError, TypeError, KeyError, ValueError, AttributeError) as error:
@@ -182,10 +184,6 @@ class LabelFile:
 
     def on(self, pair: str) -> list[Label]:
         return [label for label in self._current.values() if label.pair == pair]
-
-    @property
-    def annotators(self) -> list[str]:
-        return sorted({label.annotator for label in self._current.values()})
 
 
 def _ends_within_a_line(file: BinaryIO) -> bool:

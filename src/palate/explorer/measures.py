@@ -51,27 +51,24 @@ class Measures:
         self._made: dict[str, Report] = {}
         self._lock = threading.Lock()
 
-    def is_made(self, name: str) -> bool:
-        return name in self._made
+    def is_quick(self, name: str) -> bool:
+        """Whether the report is there, or is made at once."""
+        return name == "training" or name in self._made
 
-    def rewards(self) -> Report:
-        return self._once("rewards", self._rewards)
+    def report(self, name: str) -> Report:
+        """`measures` or `compare`, kept once made, or `training`, read anew each time: the run may be going on."""
+        if name == "training":
+            return self._training()
+        with self._lock:
+            if name not in self._made:
+                self._made[name] = self._rewards() if name == "measures" else self._comparison()
+            return self._made[name]
 
-    def comparison(self) -> Report:
-        return self._once("comparison", self._comparison)
-
-    def training(self) -> Report:
-        """Read anew each time: the run may be going on."""
+    def _training(self) -> Report:
         assert self.run is not None
         state = read_history(self.run)
         figures = _drawn({"training": lambda: curves.training(state["log_history"])})
         return Report(training_lead(state), training_cards(state), training_sections(state), figures)
-
-    def _once(self, name: str, make: Callable[[], Report]) -> Report:
-        with self._lock:
-            if name not in self._made:
-                self._made[name] = make()
-            return self._made[name]
 
     def _rewards(self) -> Report:
         if not (self.pairs.decided & np.isfinite(self.pairs.margin)).any():

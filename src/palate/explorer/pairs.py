@@ -12,6 +12,7 @@ import threading
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import NamedTuple
 
 import numpy as np
@@ -163,7 +164,8 @@ class Pairs:
     def findings(self, row: int) -> tuple[str, ...]:
         return tuple(name for name, column in self.flags.items() if column[row])
 
-    def row_of(self) -> dict[str, int]:
+    @cached_property
+    def rows(self) -> dict[str, int]:
         """Identity -> the first row that has it."""
         return {f"{int(identity):016x}": row for row, identity in reversed(list(enumerate(self.ids.tolist())))}
 

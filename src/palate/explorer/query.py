@@ -28,7 +28,7 @@ OUTCOMES = {
     "tie": "labelled as ties",
     "unscored": "without a reward",
 }
-FLIPS = {"either": "models part", "only_a": "only the first right", "only_b": "only the second right"}
+FLIPS = {"either": "models part", "only_a": "only {0} right", "only_b": "only {1} right"}  # with the names of both models
 LABELLED = {"any": "labelled", "none": "not labelled yet", "against": "labelled against the data"}
 LONGEST_TEXT = 200  # characters of a search
 
@@ -73,9 +73,6 @@ class Query:
         """The path with this query, and with whatever else is given."""
         every = self.parameters() | {name: str(value) for name, value in more.items() if value is not None}
         return f"{path}?{urlencode(every)}" if every else path
-
-    def but(self, **changed: str | float | None) -> Query:
-        return replace(self, **changed)  # type: ignore[arg-type]
 
     @property
     def depends_on_rewards(self) -> bool:

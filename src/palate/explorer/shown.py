@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -138,10 +139,11 @@ def outcome(margin: float | None, *, decided: bool) -> str:
 
 
 def metadata(pairs: Pairs, row: int) -> dict[str, str]:
-    """What else the row says, each value on one line."""
+    """What else the row says, each value on one line: texts as they are, the rest as JSON."""
     group = pairs.groups[pairs.items.group[row]]
     found: Mapping[str, Any] = {**group.metadata, **group.template_args}
-    return {str(key): shortened(value, METADATA_SHOWN) for key, value in found.items() if key not in HIDDEN and value is not None}
+    texts = {key: value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str) for key, value in found.items() if value is not None}
+    return {str(key): shortened(text, METADATA_SHOWN) for key, text in texts.items() if key not in HIDDEN}
 
 
 def _number(value: float) -> float | None:

@@ -76,7 +76,8 @@ def by_openrlhf(folder: Path, sequences: Sequences, outputs: int = 1) -> Tensor:
             self.post_init()
 
     model, info = RewardModel.from_pretrained(folder, output_loading_info=True)
-    assert not info["missing_keys"] and not info["unexpected_keys"], info
+    if info["missing_keys"] or info["unexpected_keys"]:
+        raise ValueError(f"missing {sorted(info['missing_keys'])}, without a place {sorted(info['unexpected_keys'])}")
     ids, mask = padded(sequences, AutoTokenizer.from_pretrained(folder).pad_token_id, left=True)
     positions = (mask.cumsum(-1) - 1).masked_fill(mask == 0, 1)
     hidden = getattr(model.eval(), model.base_model_prefix)(ids, attention_mask=mask, position_ids=positions).last_hidden_state

@@ -9,7 +9,10 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal, NamedTuple
 
+from jinja2 import TemplateError
+
 from palate.data.tokenization import DEFAULT_SEPARATOR
+from palate.errors import ModelError
 from palate.types import Exchange
 
 Ending = Literal["as it stands", "EOS", "a space and EOS", "the end text"]
@@ -63,7 +66,9 @@ class Trainer(NamedTuple):
 
     @property
     def convention(self) -> Convention:
-        return CONVENTIONS[self.name]
+        """The table's, except that encoders get [CLS] and [SEP] from their tokenizer, as pipelines and TEI give them."""
+        found = CONVENTIONS[self.name]
+        return found._replace(chat_bos="tokenizer") if self.name in ("classifier", "adapter") and self.tokenizer.cls_token else found
 
     @property
     def before_eos(self) -> bool:
@@ -100,13 +105,17 @@ def trainer_ids(trainer: Trainer, exchange: Exchange) -> list[int] | None:
         text = tokenizer.bos_token + text
     if bos == "tokenizer" and tokenizer.bos_token:  # a template that writes BOS as well is of a later day: the trainer's texts had it once
         text = text.removeprefix(tokenizer.bos_token)
-    return _read_from(tokenizer(text, add_special_tokens=bos == "tokenizer")["input_ids"], trainer.pad_id, convention.read)
+    behind = 2 + (len(tokenizer(trainer.end_text, add_special_tokens=False)["input_ids"]) if ending == "the end text" else 0)
+    return _read_from(tokenizer(text, add_special_tokens=bos == "tokenizer")["input_ids"], trainer.pad_id, convention.read, behind)
 
 
 def render(tokenizer: Any, exchange: Exchange) -> str:
-    """A chat as the tokenizer's own template writes it."""
+    """A chat as the tokenizer's own template writes it. Raises ModelError for a template that does not run on one question and its answer."""
     messages: list[Any] = [*exchange.prompt, *exchange.response]
-    return str(tokenizer.apply_chat_template(messages, tokenize=False))
+    try:
+        return str(tokenizer.apply_chat_template(messages, tokenize=False))
+    except TemplateError as error:
+        raise ModelError(f"the chat template of {tokenizer.name_or_path!r} does not render a chat: {error}. Give another with --template") from error
 
 
 def ended(text: str, ending: Ending, eos: str, end_text: str) -> str:
@@ -120,21 +129,21 @@ def ended(text: str, ending: Ending, eos: str, end_text: str) -> str:
     return text
 
 
-def _read_from(ids: Sequence[int], pad: int | None, read: Read) -> list[int]:
-    """The ids without what the trainer takes for padding at their end."""
+def _read_from(ids: Sequence[int], pad: int | None, read: Read, behind: int) -> list[int]:
+    """The ids without what the trainer takes for padding at their end. `behind`: as many tokens may be EOS, a line break and the end text."""
     ids = list(ids)
     if read == "last that is not pad":
         while len(ids) > 1 and ids[-1] == pad:
             ids.pop()
-    elif read == "before the first pad" and len(ids) > 2 and pad in ids[-2:]:
-        # the end of the response; what a template writes behind it, a line break, is not read either
-        del ids[ids.index(pad, len(ids) - 2) :]
+    elif read == "before the first pad" and len(ids) > behind and pad in ids[-behind:]:
+        # the end of the response; what stands behind it, a line break or the end text, is not read either
+        del ids[ids.index(pad, len(ids) - behind) :]
     return ids
 
 
 def ending_template(template: str, trainer: Trainer) -> str:
     """The template, ending as the trainer's texts did, and without the EOS that it took for padding."""
-    convention = trainer.convention
+    convention, end = trainer.convention, _quoted(trainer.end_text)
     lines = {
         "as it stands": "",
         "EOS": "{% if not reward_text.rstrip('\\n').endswith(eos_token) %}{% set reward_text = reward_text + eos_token %}{% endif %}",
@@ -142,11 +151,13 @@ def ending_template(template: str, trainer: Trainer) -> str:
             "{% set reward_text = reward_text.rstrip('\\n') %}"
             "{% if not reward_text.endswith(eos_token) %}{% set reward_text = reward_text + ' ' + eos_token %}{% endif %}"
         ),
-        "the end text": f"{{% set reward_text = reward_text + {_quoted(trainer.end_text)} %}}",
+        "the end text": f"{{% if not reward_text.endswith({end}) %}}{{% set reward_text = reward_text + {end} %}}{{% endif %}}",
     }[convention.chat]
-    if trainer.before_eos:
-        strip = ".rstrip('\\n')" if convention.read == "before the first pad" else ""
-        lines += f"{{% set reward_text = reward_text{strip}.removesuffix(eos_token) %}}"
+    if trainer.before_eos and convention.read == "before the first pad":
+        seen = "{% set reward_text = reward_text.rstrip('\\n').removesuffix(eos_token) %}"
+        lines = f"{{% if not reward_text.rstrip('\\n').endswith(eos_token) %}}{lines}{{% endif %}}{seen}"  # behind the template's own EOS nothing is read
+    elif trainer.before_eos:
+        lines += "{% set reward_text = reward_text.removesuffix(eos_token) %}"
     start = "{{ bos_token if bos_token else '' }}" if convention.chat_bos == "always" and "bos_token" not in template else ""
     if not lines and not start:
         return template

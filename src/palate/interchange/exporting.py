@@ -56,16 +56,20 @@ def export_model(
     """
     if format not in FORMATS:
         raise ConfigError(f"--format {format}: expected one of {', '.join(FORMATS)}")
+    if zero_bias and format != "hf":
+        raise ConfigError(f"--zero-bias is for --format hf; {format} has " + ("a bias anyway" if FORMATS[format].bias else "no place for one"))
+    if base is not None and format not in ("adapter", "llamafactory"):
+        raise ConfigError(f"--base is for --format adapter and llamafactory; nothing of a base is written as {format}")
     refuse_occupied(output)
     chosen = FORMATS[format]
     source = load_source(directory)
     if (Path(directory) / LAPLACE_NAME).is_file():
         say(f"uncertainty: {LAPLACE_NAME} stays behind; the export gives rewards alone")
-    several = len(source.contract.readout.outputs)
+    outputs = len(source.contract.readout.outputs)
     if fold or not chosen.outputs or (format == "token-classification" and source.contract.readout.aggregate is None):
         source = folded(source)
-        if several > 1:
-            say(f"head: {several} outputs folded into one reward by the contract's weights")
+        if outputs > 1:
+            say(f"head: {outputs} outputs folded into one reward by the contract's weights")
     if not chosen.bias:
         source = without_bias(source, format, dropped=drop_bias)
     if zero_bias and source.head.bias is None:
@@ -84,7 +88,8 @@ def verify(folder: Path, format: str, source: Source) -> float:
     try:
         outputs = CONSUMERS[format](folder, source.sequences(), len(readout.outputs))
     except (RuntimeError, ValueError, OSError, KeyError) as error:
-        raise ContractError(f"{source.name}: written as {format}, it does not load as its consumer loads it: {error}. Nothing was kept") from error
+        reason = str(error).splitlines()[0].rstrip(".")
+        raise ContractError(f"{source.name}: written as {format}, it does not load as its consumer loads it: {reason}. Nothing was kept") from error
     scores = read_rewards(outputs, readout).tolist()
     differences = [abs(found - score) for found, score in zip(scores, source.scores(), strict=True)]
     for found, score, difference in zip(scores, source.scores(), differences, strict=True):

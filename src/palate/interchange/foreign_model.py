@@ -13,13 +13,11 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceC
 
 from palate.errors import ConfigError, ModelError
 from palate.interchange.import_options import Found, ImportOptions, Say
-from palate.interchange.layouts import NOT_OF_A_CLASSIFIER, as_classifier, head_file
+from palate.interchange.layouts import ADAPTER_WEIGHTS, NOT_OF_A_CLASSIFIER, as_classifier, head_file, head_tensors
 from palate.interchange.weights import find_weights, read_json, read_tensors, refuse_code, refuse_pickle
 from palate.models.heads import give_bias, head_name
 from palate.models.reward_model import ONE_REWARD, as_reward_model, check_local, fit_tokenizer, load_pretrained, load_tokenizer, turn_dropout_off
 from palate.types import Readout
-
-ADAPTER_WEIGHTS = ("adapter_model.safetensors", "adapter_model.bin")
 
 
 def build_model(found: Found, options: ImportOptions, say: Say) -> tuple[PreTrainedModel, Readout]:
@@ -39,9 +37,14 @@ def build_model(found: Found, options: ImportOptions, say: Say) -> tuple[PreTrai
     readout = _readout(found, options, say)
     model = _filled(folder, config, found.layout, tensors, len(readout.outputs), options, say)
     for name in ("value_head_prefix", "normalize_reward", "mean", "std", "end_token_id", "auto_map"):  # of the other stack; what they say is in the contract
-        if name in config.to_dict() and not (name == "auto_map" and options.trust_remote_code):
+        if name in config.to_dict() and not (name == "auto_map" and runs_code(model)):
             delattr(model.config, name)
     return model, readout
+
+
+def runs_code(model: PreTrainedModel) -> bool:
+    """Whether its class came with its folder, and not from transformers."""
+    return type(model).__module__.startswith("transformers_modules.")
 
 
 def _config(folder: Path, options: ImportOptions) -> Any:
@@ -77,7 +80,12 @@ def _filled(folder: Path, config: Any, layout: str, tensors: dict[str, Tensor], 
     config.num_labels = outputs
     given = dict(config.to_dict())
     if model_class is None:  # code of the model's own, which the user has trusted
-        model = AutoModelForSequenceClassification.from_pretrained(str(folder), config=config, trust_remote_code=True, use_safetensors=not options.allow_pickle)
+        try:
+            model = AutoModelForSequenceClassification.from_pretrained(
+                str(folder), config=config, trust_remote_code=True, use_safetensors=options.use_safetensors
+            )
+        except (OSError, ValueError, RuntimeError, ImportError) as error:
+            raise ModelError(f"{folder}: its own code does not load it as a sequence classifier: {str(error).splitlines()[0]}") from error
         return _finished(model, None, tensors, outputs, folder, say)
     with torch.device("meta"):
         empty = model_class(config)
@@ -135,6 +143,9 @@ def _base_of(folder: Path, options: ImportOptions, say: Say) -> str:
     check_local(str(base))
     if Path(base).is_dir():
         refuse_code(Path(base), options.trust_remote_code)
+        weights = find_weights(Path(base))
+        if weights is not None and weights.pickled:
+            refuse_pickle(weights.files[0], options.allow_pickle)
     return str(base)
 
 
@@ -146,10 +157,8 @@ def _of_adapter(folder: Path, options: ImportOptions, say: Say) -> PreTrainedMod
     weights = find_weights(folder, ADAPTER_WEIGHTS)
     if weights is None:
         raise ModelError(f"{folder}: has an adapter_config.json, but neither of {', '.join(ADAPTER_WEIGHTS)}")
-    if weights.pickled:
-        refuse_pickle(weights.files[0], options.allow_pickle)
     names = list(read_tensors(weights, allow_pickle=options.allow_pickle)) if weights.pickled else weights.names()
-    heads = [name for name in names if name.rsplit(".", 2)[-2] in ("score", "classifier", "out_proj") and "lora" not in name]
+    heads = head_tensors(names)
     trained_base = any(str(one).endswith("ForSequenceClassification") for one in _config_of(base).architectures or ())
     if not heads and not trained_base:
         raise ModelError(
@@ -157,7 +166,7 @@ def _of_adapter(folder: Path, options: ImportOptions, say: Say) -> PreTrainedMod
             "PEFT saves it with task_type SEQ_CLS or modules_to_save"
         )
     say(f"head: {heads[0]}" if heads else "head: the base's own")
-    model = load_pretrained(base, trust_remote_code=options.trust_remote_code, dtype="auto")
+    model = load_pretrained(base, trust_remote_code=options.trust_remote_code, dtype="auto", use_safetensors=options.use_safetensors)
     fit_tokenizer(model, load_tokenizer(options.tokenizer or str(folder)))
     try:
         merged = PeftModel.from_pretrained(model, str(folder)).merge_and_unload()
@@ -182,7 +191,7 @@ def _merged_language_model(folder: Path, options: ImportOptions, say: Say) -> tu
     if weights is not None and weights.pickled:
         refuse_pickle(weights.files[0], options.allow_pickle)
     try:
-        model = AutoModelForCausalLM.from_pretrained(base, trust_remote_code=options.trust_remote_code, dtype="auto")
+        model = AutoModelForCausalLM.from_pretrained(base, trust_remote_code=options.trust_remote_code, dtype="auto", use_safetensors=options.use_safetensors)
         merged = PeftModel.from_pretrained(model, str(folder)).merge_and_unload()
     except (OSError, ValueError, RuntimeError, KeyError) as error:
         raise ModelError(f"{folder}: cannot be merged into {base}: {error}") from error

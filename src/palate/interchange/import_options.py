@@ -33,6 +33,11 @@ class ImportOptions:
     allow_pickle: bool = False
     trust_remote_code: bool = False
 
+    @property
+    def use_safetensors(self) -> bool | None:
+        """What transformers is told: True for nothing else, None for whichever there is."""
+        return None if self.allow_pickle else True
+
 
 class Found(NamedTuple):
     """A stranger's folder, read: its layout, the trainer whose conventions hold, its weights where they are its own."""

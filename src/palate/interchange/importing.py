@@ -17,7 +17,7 @@ from palate.data.tokenization import Encoder
 from palate.errors import ConfigError, ModelError
 from palate.interchange.conventions import CONVENTIONS, Convention, trainer_ids, trainer_of
 from palate.interchange.examples import default_examples
-from palate.interchange.foreign_model import build_model
+from palate.interchange.foreign_model import build_model, runs_code
 from palate.interchange.foreign_tokenizer import build_tokenizer, check_ids, give_template
 from palate.interchange.import_options import Found, ImportOptions, Say
 from palate.interchange.layouts import CLASSIFIERS, detect_layout, trained_by
@@ -41,7 +41,7 @@ def import_model(source: str | Path, output: str | Path, options: ImportOptions 
     if options.format not in ("auto", *IMPORTS):
         raise ConfigError(f"--format {options.format}: expected auto or one of {', '.join(IMPORTS)}")
     refuse_occupied(output)
-    folder = local_folder(str(source), options.allow_pickle)
+    folder = local_folder(str(source), options)
     refuse_code(folder, options.trust_remote_code)
     theirs = load_tokenizer(options.tokenizer or str(folder), trust_remote_code=options.trust_remote_code)
     give_template(theirs, options, say)
@@ -62,7 +62,7 @@ def import_model(source: str | Path, output: str | Path, options: ImportOptions 
         model.save_pretrained(part)
         tokenizer.save_pretrained(part)
         contract.save(part)
-        unchecked = check_saved(part)
+        unchecked = "it needs its own code, --trust-remote-code" if runs_code(model) else check_saved(part)
     scores = ", ".join(f"{one.score:.4f}" for one in contract.golden)
     say(
         f"saved: {output}, {contract.architecture}; golden examples score {scores}"
@@ -70,12 +70,13 @@ def import_model(source: str | Path, output: str | Path, options: ImportOptions 
     )
 
 
-def local_folder(source: str, allow_pickle: bool) -> Path:
-    """The folder itself, or a hub id's files downloaded (weights as pickles only where they are allowed)."""
+def local_folder(source: str, options: ImportOptions) -> Path:
+    """The folder itself, or a hub id's files downloaded (weights as pickles, and code, only where they are allowed)."""
     check_local(source)
     if Path(source).is_dir():
         return Path(source)
-    patterns = ["*.json", "*.jinja", "*.txt", "*.model", "README.md", "*.safetensors", *(["*.bin"] if allow_pickle else [])]
+    patterns = ["*.json", "*.jinja", "*.txt", "*.model", "README.md", "*.safetensors"]
+    patterns += ["*.bin"] * options.allow_pickle + ["*.py"] * options.trust_remote_code
     try:
         return Path(snapshot_download(source, allow_patterns=patterns))
     except (HFValidationError, HfHubHTTPError, LocalEntryNotFoundError) as error:

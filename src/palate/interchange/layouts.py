@@ -3,7 +3,7 @@
 deepspeed-chat   rwtransformer.<base model>, v_head.weight
 llamafactory     a language model (or its adapter), and value_head.safetensors with v_head.summary.weight and .bias
 openrlhf         <base model>, and score.weight or value_head.weight; architectures: ["RewardModel"]
-classifier       *ForSequenceClassification: TRL, open-instruct, NeMo-RL and most of what lies on the hub
+classifier       *ForSequenceClassification: TRL, open-instruct, NeMo-RL and most of what lies on the hub; *ForTokenClassification: critics
 adapter          adapter_config.json with the head among its tensors
 """
 
@@ -19,6 +19,8 @@ from torch import Tensor
 from palate.errors import ConfigError, ModelError
 from palate.interchange.weights import Weights, find_weights, read_json
 
+ADAPTER_WEIGHTS = ("adapter_model.safetensors", "adapter_model.bin")
+
 VALUE_HEAD = ("value_head.safetensors", "value_head.bin")
 """LLaMA-Factory's files of a value head (llamafactory/extras/constants.py)."""
 
@@ -27,6 +29,12 @@ OPENRLHF_HEADS = ("score", "value_head")
 
 NOT_OF_A_CLASSIFIER = re.compile(r"(^|\.)(lm_head|embed_out|output)\.(weight|bias)$|rotary_emb\.inv_freq$|\.attn\.(masked_)?bias$")
 """Tensors that may be left out: a language model's output layer, and tables that transformers makes anew."""
+
+CLASSES = ("ForSequenceClassification", "ForTokenClassification")
+"""transformers' classes of a reward model and of a critic, whose tensors have the same names."""
+
+TOKEN_HEADS = ("score", "classifier")
+"""What transformers' token classifiers call their head, which is not always what the sequence classifier of the same family calls it."""
 
 CLASSIFIERS = ("trl", "open-instruct", "nemo-rl", "classifier")
 """Trainers that save a plain classifier; they differ in what they fed it (see conventions.py)."""
@@ -66,7 +74,7 @@ def _layouts(folder: Path, names: list[str]) -> Iterable[Layout]:
         yield Layout("openrlhf", f"architectures is {architectures[0]}")
     elif "value_head.weight" in names or "value_head_prefix" in config:
         yield Layout("openrlhf", "value_head.weight among the tensors" if "value_head.weight" in names else "value_head_prefix in its config")
-    if architectures and architectures[0].endswith("ForSequenceClassification") and "value_head_prefix" not in config:
+    if architectures and architectures[0].endswith(CLASSES) and "value_head_prefix" not in config:
         yield Layout("classifier", f"architectures is {architectures[0]}")
 
 
@@ -76,6 +84,11 @@ def trained_by(folder: Path) -> str | None:
     text = card.read_text(encoding="utf-8", errors="replace") if card.is_file() else ""
     tags = set(re.findall(r"^\s*-\s*([\w-]+)\s*$", text.split("\n---", 1)[0], flags=re.MULTILINE))
     return "trl" if {"trl", "reward-trainer"} <= tags else None
+
+
+def head_tensors(names: Iterable[str]) -> list[str]:
+    """Those of a classifier's or an adapter's tensors that are its head, saved whole."""
+    return [name for name in names if name.rsplit(".", 2)[-2] in ("score", "classifier", "out_proj") and "lora" not in name]
 
 
 def head_file(folder: Path) -> Weights | None:
@@ -101,7 +114,7 @@ def as_classifier(
         present = [name for name in (value_head, config.get("value_head_prefix"), *OPENRLHF_HEADS) if name and f"{name}.weight" in tensors]
         source = present[0] if present else value_head or OPENRLHF_HEADS[0]
     else:
-        renamed, source = dict(tensors), value_head or head
+        renamed, source = dict(tensors), value_head or next((name for name in (head, *TOKEN_HEADS) if f"{name}.weight" in tensors), head)
     if f"{source}.weight" not in renamed:
         few = ", ".join(sorted(name for name in renamed if name.count(".") <= 2)[:6])
         raise ModelError(

@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import islice
 from queue import SimpleQueue
-from typing import TypeAlias
+from typing import TypeAlias, TypeVar
 
 from palate.errors import StorageError
 from palate.judging.budget import Budget, Spent
@@ -29,6 +29,7 @@ FEW_SECONDS = (
     0.005  # in which requests are gathered before they are sent (those that take long to make are sent one by one), and answers before they are written
 )
 
+T = TypeVar("T")
 Arrived: TypeAlias = "SimpleQueue[tuple[int, Answer] | BaseException]"
 
 
@@ -66,6 +67,18 @@ class Caller:
         """One answer a request, in order."""
         answers = dict(self.stream(requests))
         return [answers[i] for i in range(len(requests))]
+
+    def beside(self, asked: Iterable[tuple[T, ChatRequest]]) -> Iterator[tuple[T, Answer]]:
+        """As `stream`, with what stands beside each request in place of its number; it is kept for as long as the call is under way."""
+        under_way: dict[int, T] = {}
+
+        def requests() -> Iterator[ChatRequest]:
+            for i, (one, request) in enumerate(asked):
+                under_way[i] = one
+                yield request
+
+        for i, answer in self.stream(requests()):
+            yield under_way.pop(i), answer
 
     def stream(self, requests: Iterable[ChatRequest]) -> Iterator[tuple[int, Answer]]:
         """(place, answer) as answers arrive. A reader who stops (or an interrupt) ends the calls under way; answers that had come are in the cache."""

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import combinations
 from typing import Any, NamedTuple
@@ -49,20 +49,20 @@ IDENTICAL = Verdict("tie", 0.5, "the two responses are the same text; nobody was
 class BothOrders:
     """Asks a judge in both orders and combines: `drop` (no judgment where they contradict each other), `tie`, or `keep_mean`.
 
-    Two equal responses are a tie without a call. Log-odds are averaged on the logit scale, which takes the position's share out exactly.
+    A pair's orders follow each other, so that a run which a budget ends has whole pairs. Two equal responses are a tie without a call. Log-odds are averaged
+    on the logit scale, which takes the position's share out exactly.
     """
 
     judge: Judge
     policy: Policy = "drop"
 
     def judge_pairs(self, matchups: Sequence[Matchup]) -> list[Judgment]:
-        different = [i for i, m in enumerate(matchups) if m.a != m.b]
-        asked = [matchups[i] for i in different]
-        verdicts = self.judge.compare([*asked, *(Matchup(m.prompt, m.b, m.a) for m in asked)]) if asked else []
-        if len(verdicts) != 2 * len(asked):
-            raise DataError(f"the judge gave {len(verdicts)} verdicts for {2 * len(asked)} matchups ({len(asked)} pairs in both orders); expected one each")
-        found = dict(zip(different, zip(verdicts[: len(asked)], verdicts[len(asked) :], strict=True), strict=True))
-        return [self._combined(*found.get(i, (IDENTICAL, IDENTICAL))) for i in range(len(matchups))]
+        asked = [one for m in matchups if m.a != m.b for one in (m, Matchup(m.prompt, m.b, m.a))]
+        verdicts = self.judge.compare(asked) if asked else []
+        if len(verdicts) != len(asked):
+            raise DataError(f"the judge gave {len(verdicts)} verdicts for {len(asked)} matchups ({len(asked) // 2} pairs in both orders); expected one each")
+        orders = zip(verdicts[::2], verdicts[1::2], strict=True)
+        return [self._combined(*(next(orders) if m.a != m.b else (IDENTICAL, IDENTICAL))) for m in matchups]
 
     def _combined(self, first: Verdict, second: Verdict) -> Judgment:
         if first.logit is not None and second.logit is not None:
@@ -105,8 +105,8 @@ class Votes:
             raise ConfigError(f"votes at temperature {temperature} would be one answer {k} times; give one above 0")
         if judge.reads_logits:
             raise ConfigError(f"{judge.name}: log-odds hold all votes already, and every vote would have the same; leave votes out, or ask in another form")
-        if judge.capabilities is not None:
-            judge.capabilities.require("sampling", judge.name)
+        if judge.questioner.capabilities is not None:
+            judge.questioner.capabilities.require("sampling", judge.name)
         self.judges = [judge.with_sample(sample, temperature=temperature) for sample in range(k)]
 
     def compare(self, matchups: Sequence[Matchup]) -> list[Verdict]:
@@ -161,12 +161,8 @@ def effective_votes(wrong: np.ndarray) -> float:
     if m < 2 or wrong.ndim != 2:
         raise ValueError(f"errors of two judges at least are needed as [judges, pairs], got an array of shape {wrong.shape}")
     varying = wrong[wrong.std(axis=1) > 0]
-    rho = 0.0
-    if len(varying) > 1:
-        correlation = np.corrcoef(varying)
-        pairs = len(varying) * (len(varying) - 1)
-        # pairs with a judge that never (or always) errs have no correlation and count as none
-        rho = float((correlation.sum() - len(varying)) / pairs) * pairs / (m * (m - 1))
+    # pairs with a judge that never (or always) errs have no correlation and count as none
+    rho = (np.corrcoef(varying).sum() - len(varying)) / (m * (m - 1)) if len(varying) > 1 else 0.0
     return float(m / (1 + (m - 1) * max(rho, -1 / m)))
 
 
@@ -206,11 +202,10 @@ class Cascade:
     The strong one may be a cascade itself.
     """
 
-    def __init__(self, cheap: BothOrders, strong: BothOrders | Cascade, *, doubtful: float = 0.0, when: Callable[[Judgment], bool] | None = None):
+    def __init__(self, cheap: BothOrders, strong: BothOrders | Cascade, *, doubtful: float = 0.0):
         if not 0 <= doubtful < 0.5:
             raise ConfigError(f"doubtful={doubtful}: a distance from 1/2 within which the strong judge is asked, from 0 up to 0.5")
         self.cheap, self.strong, self.doubtful = cheap, strong, doubtful
-        self.when = when or self._doubts
         self.asked = self.passed_on = 0  # pairs
 
     def _doubts(self, judgment: Judgment) -> bool:
@@ -222,7 +217,7 @@ class Cascade:
 
     def judge_pairs(self, matchups: Sequence[Matchup]) -> list[Judgment]:
         judgments = self.cheap.judge_pairs(matchups)
-        passed = [i for i, judgment in enumerate(judgments) if self.when(judgment)]
+        passed = [i for i, judgment in enumerate(judgments) if self._doubts(judgment)]
         self.asked += len(matchups)
         self.passed_on += len(passed)
         for i, judgment in zip(passed, self.strong.judge_pairs([matchups[i] for i in passed]), strict=True):

@@ -28,6 +28,8 @@ def fenced(name: str, text: str, fence: str) -> str:
 
 def without_fenced(text: str, fence: str) -> str:
     """A reply without what it quotes between the fences of its request."""
+    if fence not in text:  # nearly always: a pattern of its own for every request would take longer than the rest of the reading
+        return text
     return re.sub(rf"<<<([^<>\n]*) {re.escape(fence)}>>>.*?<<<end of \1 {re.escape(fence)}>>>", "", text, flags=re.DOTALL)
 
 
@@ -37,6 +39,8 @@ class Neutral(NamedTuple):
 
 
 _INVISIBLE = "[\u00ad\u200b-\u200f\u2060-\u2064\ufeff]*"
+_BRACKETS = "[［【〖⟦"
+_BRACKETS = "[［【〖⟦"
 _OPENING = rf"(?:\\?[\[［【〖]{_INVISIBLE}\\?[\[［【〖]|[⟦〚])"
 _CLOSING = rf"(?:\\?[\]］】〗]{_INVISIBLE}\\?[\]］】〗]|[⟧〛])"
 _FRAMED = re.compile(rf"{_OPENING}([^\[\]［］【】〖〗⟦⟧〚〛\n]*){_CLOSING}")
@@ -77,7 +81,9 @@ def neutral(text: str, offered: re.Pattern[str], json_keys: Sequence[str] = ()) 
         changes += 1
         return f"{match[0]} "
 
-    text = _CONTROL.sub(control, _FRAMED.sub(label, text))
+    if any(bracket in text for bracket in _BRACKETS):  # a frame may begin with a backslash, so that the pattern tries every place of a text
+        text = _FRAMED.sub(label, text)
+    text = _CONTROL.sub(control, text)
     return Neutral(_JSON_KEY.sub(key, text) if json_keys else text, changes)
 
 

@@ -93,7 +93,7 @@ def _draws(g: int, prompt: Prompt, settings: GenerationSettings) -> list[Draw]:
         taken[source.label] += 1
         temperature = source.temperature[(first + k) % len(source.temperature)]
         system = source.system_prompts[(second + k) % len(source.system_prompts)] if source.system_prompts else ""
-        sampling = Sampling(temperature=temperature, top_p=source.top_p, max_tokens=source.max_tokens)
+        sampling = Sampling(temperature=temperature, top_p=source.top_p, max_tokens=source.max_tokens, seed=source.sampling_seed)
         request = ChatRequest(source.model, messages_of(prompt.text, system, prompt.id), sampling)
         # two sources may ask the same of one model: each draw has a number of its own
         same = request.key(source.base_url or "")
@@ -236,6 +236,7 @@ def _params(draw: Draw) -> dict[str, Any]:
         "max_tokens": sampling.max_tokens,
         "system_prompt": draw.system_prompt,
         "sample": draw.request.sample,
+        "seed": draw.request.seed,
     }
 
 

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from copy import copy
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -58,21 +59,18 @@ class ChatJudge:
         sample: int = 0,
         references: Mapping[str, Conversation] | None = None,
     ):
-        self.caller, self.model = caller, model
         self.instructions = instructions or Instructions()
-        self.sampling = sampling or Sampling()
-        self.capabilities = capabilities
-        self.repairs, self.resamples, self.sample = repairs, resamples, sample
+        self.sample = sample
         self.references = dict(references or {})
         self.reads_logits = self.instructions.prompt.variant == "token"
-        self.questioner = Questioner(caller, model, self.sampling, capabilities, repairs, resamples)
+        self.questioner = Questioner(caller, model, sampling or Sampling(), capabilities, repairs, resamples)
         self.questioner.require(self.instructions.prompt)
         if self.reads_logits and capabilities is not None:
             capabilities.require("logprobs", model)
 
     @property
     def name(self) -> str:
-        return self.model
+        return self.questioner.model
 
     def provenance(self) -> dict[str, Any]:
         """What must be known to ask the same again."""
@@ -80,28 +78,21 @@ class ChatJudge:
 
     def with_sample(self, sample: int, *, temperature: float) -> ChatJudge:
         """The same judge at another draw."""
-        return ChatJudge(
-            self.caller,
-            self.model,
-            instructions=self.instructions,
-            sampling=replace(self.sampling, temperature=temperature),
-            capabilities=self.capabilities,
-            repairs=self.repairs,
-            resamples=self.resamples,
-            sample=sample,
-            references=self.references,
-        )
+        other = copy(self)
+        other.sample, other.questioner = sample, replace(self.questioner, sampling=replace(self.questioner.sampling, temperature=temperature))
+        return other
 
     def compare(self, matchups: Sequence[Matchup], *, references: Sequence[Conversation | None] | None = None) -> list[Verdict]:
         """One verdict a matchup, in the order shown. `references`: a right answer to judge by, of each matchup that has one, in place of the judge's own."""
         if references is not None and len(references) != len(matchups):
             raise ConfigError(f"{len(matchups)} matchups and {len(references)} references; give one each, or None where there is none")
         known = references if references is not None else [self.references.get(text_of(m.prompt)) for m in matchups]
-        rendered = [self.render(m, reference) for m, reference in zip(matchups, known, strict=True)]
-        if self.reads_logits:
-            answers = self.caller.run([self.request(one) for one in rendered])
-            return [self.read(answer, one) for answer, one in zip(answers, rendered, strict=True)]
-        return [_verdict(said) for said in self.questioner.ask([self._question(one) for one in rendered])]
+        rendered = (self.render(m, reference) for m, reference in zip(matchups, known, strict=True))
+        if not self.reads_logits:
+            return [_verdict(said) for said in self.questioner.ask(self._question(one) for one in rendered)]
+        asked = (((i, one), self.request(one)) for i, one in enumerate(rendered))
+        found = {i: self.read(answer, one) for (i, one), answer in self.questioner.caller.beside(asked)}
+        return [found[i] for i in range(len(matchups))]
 
     def _question(self, rendered: Rendered) -> Question:
         return Question(self.instructions.prompt, rendered, self.sample)
@@ -109,8 +100,8 @@ class ChatJudge:
     def request(self, rendered: Rendered) -> ChatRequest:
         """The call that asks for one verdict."""
         if self.reads_logits:
-            one_token = replace(self.sampling, max_tokens=1)
-            return ChatRequest(self.model, rendered.messages, one_token, self.sample, top_logprobs=TOP_LOGPROBS)
+            one_token = replace(self.questioner.sampling, max_tokens=1)
+            return ChatRequest(self.questioner.model, rendered.messages, one_token, self.sample, top_logprobs=TOP_LOGPROBS)
         return self.questioner.request(self._question(rendered))
 
     def render(self, matchup: Matchup, reference: Conversation | None = None) -> Rendered:

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import replace
 from typing import Any, NamedTuple
 
 from palate.errors import ConfigError, DataError
@@ -66,8 +65,8 @@ def judge_rows(judge: ChatJudge, groups: Sequence[PreferenceGroup], *, samples: 
         raise ConfigError(f"samples={samples} and temperature={temperature}, expected at least 1 and above 0: at 0 all judgments are one")
     if judge.reads_logits:
         raise ConfigError(f"{judge.name}: a verdict in one token holds no judgment to learn from; ask in another form")
-    if judge.capabilities is not None:
-        judge.capabilities.require("sampling", judge.name)
+    if judge.questioner.capabilities is not None:
+        judge.questioner.capabilities.require("sampling", judge.name)
     left_out: Counter[str] = Counter()
     pairs = [pair for group in groups for pair in _pairs(judge, group, left_out)]
     if not pairs:
@@ -105,10 +104,10 @@ def _pairs(judge: ChatJudge, group: PreferenceGroup, left_out: Counter[str]) -> 
 
 def _draw(judge: ChatJudge, pairs: Sequence[_Pair], samples: int, temperature: float) -> list[list[_Draw]]:
     """[pairs][samples]"""
-    asked = [(rendered, sample) for pair in pairs for sample in range(samples) for rendered in pair.rendered]
-    warm = replace(judge.sampling, temperature=temperature)
-    answers = judge.caller.run([replace(judge.request(rendered), sampling=warm, sample=judge.sample + sample) for rendered, sample in asked])
-    verdicts = [judge.read(answer, rendered) for answer, (rendered, _) in zip(answers, asked, strict=True)]
+    judges = [judge.with_sample(judge.sample + sample, temperature=temperature) for sample in range(samples)]
+    asked = [(rendered, one) for pair in pairs for one in judges for rendered in pair.rendered]
+    answers = judge.questioner.caller.run([one.request(rendered) for rendered, one in asked])
+    verdicts = [one.read(answer, rendered) for answer, (rendered, one) in zip(answers, asked, strict=True)]
     draws = [_Draw((first, second)) for first, second in zip(verdicts[::2], verdicts[1::2], strict=True)]
     return [draws[start : start + samples] for start in range(0, len(draws), samples)]
 

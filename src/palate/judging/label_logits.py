@@ -75,4 +75,4 @@ def _most_unlisted(logprobs: Mapping[str, float]) -> float:
     """The largest log-probability that a token outside the list can have."""
     least = min(value for value in logprobs.values() if value > UNLISTED)
     left = 1 - sum(math.exp(value) for value in logprobs.values())
-    return min(least, math.log(left)) if left > 0 else least
+    return min(least, math.log(max(left, ROUNDING)))  # a judge that is sure has 1 on its label, and so much may have been rounded away

@@ -108,7 +108,7 @@ class ListJudge:
         responses: Sequence[Sequence[Conversation]],
         references: Sequence[Conversation | None] | None,
     ) -> list[Shown]:
-        said = self.questioner.ask(list(self._questions(lists, prompts, responses, references)))
+        said = self.questioner.ask(self._questions(lists, prompts, responses, references))
         return [
             shown._replace(ranks=one.parsed.ranks) if isinstance(one.parsed, Ranking) else shown._replace(reason=one.reason)
             for shown, one in zip(lists, said, strict=True)

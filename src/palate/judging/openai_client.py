@@ -41,6 +41,8 @@ class OpenAIClient:
     Without api_key, OPENAI_API_KEY is sent to OpenAI's own endpoint and to the one that OPENAI_BASE_URL names, to no other. `timeout` bounds one attempt.
     """
 
+    path = "chat/completions"
+
     def __init__(
         self,
         base_url: str | None = None,
@@ -77,7 +79,7 @@ class OpenAIClient:
         return self._connections[loop]
 
     def _connect(self) -> _Connection:
-        url = f"{self.endpoint}/chat/completions"
+        url = f"{self._settings['base_url']}/{self.path}"
         http_client = self._http_client or self._openai.DefaultAsyncHttpxClient()
         sdk = self._openai.AsyncOpenAI(**self._settings, http_client=http_client)
         headers = {**sdk.default_headers, **sdk.auth_headers, **self._settings["default_headers"]}
@@ -88,12 +90,18 @@ class OpenAIClient:
 
     async def complete(self, request: ChatRequest) -> Answer:
         started = time.monotonic()
-        response = await self._connected().transport.post(json.dumps(body_of(request)).encode())
+        response = await self._connected().transport.post(json.dumps(self.body(request)).encode())
         if isinstance(response, CallFailure):
             return response
         if response.status != 200:
             return status_failure(response.status, response.content.decode(errors="replace"), response.headers)
-        return reply_of(response.content, time.monotonic() - started)
+        return self.reply(response.content, time.monotonic() - started)
+
+    def body(self, request: ChatRequest) -> dict[str, Any]:
+        return body_of(request)
+
+    def reply(self, content: bytes, seconds: float) -> Answer:
+        return reply_of(content, seconds)
 
     def models(self) -> list[str]:
         """Names that the endpoint serves; empty where it does not tell."""

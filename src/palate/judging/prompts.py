@@ -1,8 +1,8 @@
 """What a judge is asked: a pair, one response, or a list, each fenced off from the instructions, with the parser that reads the reply.
 
-A prompt object says in which form a verdict is wanted; `render` makes the messages of one request, `swap` those of the other order, `repair_messages` those
-of one more turn that asks for the verdict alone. The text of the templates stands in `templates/`, every placeholder is filled in one pass, so nothing in a
-question or an answer is ever read as a placeholder. The same contents give the same messages, to the letter: answers can be kept by their request.
+A prompt object says in which form a verdict is wanted; `render` makes the messages of one request, `repair_messages` those of one more turn that asks for the
+verdict alone. The text of the templates stands in `templates/`, every placeholder is filled in one pass, so nothing in a question or an answer is ever read as
+a placeholder. The same contents give the same messages, to the letter: answers can be kept by their request.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from importlib.resources import files
 from typing import Any, Literal, NamedTuple, TypeAlias, get_args
 
@@ -73,12 +73,12 @@ class _Form(NamedTuple):
 class JudgePrompt:
     """What all kinds of questions have in common. `system_role` False puts all instructions into the user's message, for models without a system role."""
 
-    @property
+    @cached_property
     def parser(self) -> Parser:
         """Reads the form that is asked for."""
         raise NotImplementedError
 
-    @property
+    @cached_property
     def _form(self) -> _Form:
         raise NotImplementedError
 
@@ -86,7 +86,7 @@ class JudgePrompt:
         """Responses by the names under which they are shown. Raises DataError where there are not as many as the prompt asks about."""
         raise NotImplementedError
 
-    @property
+    @cached_property
     def schema(self) -> dict[str, Any] | None:
         """What to hold an endpoint's reply to; None where it answers in words."""
         return self.parser.json_schema() if isinstance(self.parser, JsonParser) else None
@@ -124,7 +124,7 @@ class PairPrompt(JudgePrompt):
     def __post_init__(self) -> None:
         _check_variant(self.variant, PairVariant)
 
-    @property
+    @cached_property
     def parser(self) -> Parser:
         parsers: dict[PairVariant, Parser] = {
             "five_step": ArenaParser(),
@@ -135,25 +135,12 @@ class PairPrompt(JudgePrompt):
         }
         return parsers[self.variant]
 
-    def swap(
-        self,
-        prompt: Conversation,
-        responses: Sequence[Conversation],
-        *,
-        criteria: str = "",
-        rubric: str = "",
-        reference: Conversation | None = None,
-        seed: int = 0,
-    ) -> Rendered:
-        """The second order: the response named A becomes B. Its verdict is to be swapped back (`verdicts.swapped`)."""
-        return self.render(prompt, responses[::-1], criteria=criteria, rubric=rubric, reference=reference, seed=seed)
-
     def _named(self, responses: Sequence[Conversation]) -> dict[str, Conversation]:
         if len(responses) != 2:
             raise DataError(f"a pair has two responses, got {len(responses)}; ListPrompt takes more")
         return _by_letter(responses)
 
-    @property
+    @cached_property
     def _form(self) -> _Form:
         options = {
             "five_step": f"one of {', '.join(FIVE_STEP)}.",
@@ -180,7 +167,7 @@ class RatingPrompt(JudgePrompt):
         _check_variant(self.variant, RatingVariant)
         RatingParser(self.low, self.high)
 
-    @property
+    @cached_property
     def parser(self) -> Parser:
         return RatingParser(self.low, self.high) if self.variant == "number" else JsonParser(rating_reply(self.low, self.high))
 
@@ -189,7 +176,7 @@ class RatingPrompt(JudgePrompt):
             raise DataError(f"one response is rated at a time, got {'a text' if isinstance(responses, str) else len(responses)}; pass a list of one")
         return {"response": responses[0]}
 
-    @property
+    @cached_property
     def _form(self) -> _Form:
         bounds = {"low": f"{self.low:g}", "high": f"{self.high:g}", "example": f"{round((self.low + self.high) / 2):g}"}
         if not self.low <= float(bounds["example"]) <= self.high:  # a scale without a whole number near its middle
@@ -215,7 +202,7 @@ class ListPrompt(JudgePrompt):
         if not 2 <= self.num_responses <= 26:
             raise ConfigError(f"num_responses {self.num_responses}, expected 2 to 26: responses are named by letters")
 
-    @property
+    @cached_property
     def parser(self) -> Parser:
         return RankingParser(self.num_responses) if self.variant == "ranking" else JsonParser(RankingReply, num_responses=self.num_responses)
 
@@ -224,7 +211,7 @@ class ListPrompt(JudgePrompt):
             raise DataError(f"this prompt ranks {self.num_responses} responses, got {len(responses)}; make a ListPrompt({len(responses)})")
         return _by_letter(responses)
 
-    @property
+    @cached_property
     def _form(self) -> _Form:
         names = letters(self.num_responses)[::-1]  # an example that is not the order shown
         task = f"You compare {self.num_responses} responses, {names[-1]} to {names[0]}, to the same conversation and rank them."

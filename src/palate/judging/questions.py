@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any, NamedTuple
 
@@ -47,29 +47,32 @@ class Questioner:
     resamples: int = RESAMPLES
 
     def require(self, prompt: JudgePrompt) -> None:
-        """Raises ConfigError where the prompt asks for JSON and the endpoint is known not to heed a schema."""
-        if prompt.schema is not None and self.capabilities is not None:
+        """Raises ConfigError where the endpoint is known not to heed what is asked of it: a schema, a seed."""
+        if self.capabilities is not None and prompt.schema is not None:
             self.capabilities.require("structured", self.model)
+        if self.capabilities is not None and self.sampling.seed is not None:
+            self.capabilities.require("seed", self.model)
 
     def request(self, question: Question) -> ChatRequest:
         """The call that asks it for the first time."""
         return ChatRequest(self.model, question.rendered.messages, self.sampling, question.sample, schema=question.prompt.schema)
 
-    def ask(self, questions: Sequence[Question]) -> list[Said]:
-        """What came of each, in order. A reply that cannot be read is asked about again; a call that failed was retried by the Caller, and is not."""
-        requests = [self.request(question) for question in questions]
-        last = self.caller.run(requests)
-        said = [self.read(answer, question) for answer, question in zip(last, questions, strict=True)]
+    def ask(self, questions: Iterable[Question]) -> list[Said]:
+        """What came of each, in order. A reply that cannot be read is asked about again; a call that failed was retried by the Caller, and is not.
+
+        Questions are taken as calls can begin and replies read as they come, while others are waited for; kept are only those to be asked again.
+        """
+        said: dict[int, Said] = {}
         greedy = self.capabilities is not None and not self.capabilities.sampling
-        for turn in range(self.repairs + (0 if greedy else self.resamples)):
-            unread = [i for i, one in enumerate(said) if one.parsed is None and isinstance(last[i], ChatReply)]
-            if not unread:
-                break
-            again = [self._again(turn, questions[i], requests[i], said[i].raw) for i in unread]
-            for i, answer in zip(unread, self.caller.run(again), strict=True):
-                last[i] = answer
-                said[i] = self.read(answer, questions[i])
-        return said
+        asked: Iterable[tuple[tuple[int, Question], ChatRequest]] = (((i, question), self.request(question)) for i, question in enumerate(questions))
+        for turn in range(1 + self.repairs + (0 if greedy else self.resamples)):
+            unread = []
+            for (i, question), answer in self.caller.beside(asked):
+                said[i] = self.read(answer, question)
+                if said[i].parsed is None and isinstance(answer, ChatReply):
+                    unread.append((i, question))
+            asked = [((i, question), self._again(turn, question, said[i].raw)) for i, question in sorted(unread)]
+        return [said[i] for i in range(len(said))]
 
     @staticmethod
     def read(answer: Answer, question: Question) -> Said:
@@ -79,7 +82,9 @@ class Questioner:
         parsed = question.prompt.parser.parse(answer.text, answer.finish_reason, question.rendered.fence)
         return Said(None, parsed.reason, answer.text) if isinstance(parsed, ParseFailure) else Said(parsed, "", answer.text)
 
-    def _again(self, turn: int, question: Question, request: ChatRequest, reply: str) -> ChatRequest:
+    def _again(self, turn: int, question: Question, reply: str) -> ChatRequest:
+        """The call after so many turns: for the verdict alone, then for a fresh answer."""
+        request = self.request(question)
         if turn < self.repairs:
             return replace(request, messages=question.prompt.repair_messages(question.rendered.messages, reply))
         warm = max(RESAMPLE_TEMPERATURE, request.sampling.temperature or 0.0)

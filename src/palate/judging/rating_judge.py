@@ -84,19 +84,22 @@ class RatingJudge:
 
     def rate(self, exchanges: Sequence[Exchange], *, references: Sequence[Conversation | None] | None = None) -> list[Rated]:
         """One rating an exchange; equal exchanges are asked about once."""
-        known = self._known(exchanges, references)
-        questions: list[Question] = []
-        seen: dict[tuple[str, ...], int] = {}  # what is shown -> where its questions begin
-        starts = []
-        for exchange, reference in zip(exchanges, known, strict=True):
-            own = self._questions(exchange, reference)
-            shown = tuple(str(message["content"]) for question in own[: len(self.aspects)] for message in question.rendered.messages)
-            starts.append(seen.setdefault(shown, len(questions)))
-            if starts[-1] == len(questions):
-                questions += own
-        said = self.questioner.ask(questions)
+        starts: list[int] = []
+        said = self.questioner.ask(self._each_once(exchanges, self._known(exchanges, references), starts))
         each = self.votes * len(self.aspects)
         return [self._rated(said[start : start + each]) for start in starts]
+
+    def _each_once(self, exchanges: Sequence[Exchange], references: Sequence[Conversation | None], starts: list[int]) -> Iterator[Question]:
+        """The questions about all exchanges, equal ones once; `starts` is filled with the place of the first question about each."""
+        seen: dict[tuple[str, ...], int] = {}  # what is shown -> where its questions begin
+        count = 0
+        for exchange, reference in zip(exchanges, references, strict=True):
+            own = self._questions(exchange, reference)
+            shown = tuple(str(message["content"]) for question in own[: len(self.aspects)] for message in question.rendered.messages)
+            starts.append(seen.setdefault(shown, count))
+            if starts[-1] == count:
+                count += len(own)
+                yield from own
 
     def requests(self, exchanges: Sequence[Exchange]) -> Iterator[ChatRequest]:
         """The calls of the first turn, to be counted."""

@@ -33,7 +33,7 @@ SUBSETS = ("subset", "dataset", "source", "category")
 NOT_SAID = object()
 
 
-class Judged(NamedTuple):
+class RecordedPair(NamedTuple):
     """One pair as recorded: both replies (None where only decisions are kept) and both decisions, all in the coordinates of the pair."""
 
     row: Row
@@ -63,7 +63,7 @@ def _flip(winner: Any) -> Any:
     return _OTHER.get(winner, winner) if isinstance(winner, str) else winner
 
 
-def read_judged(rows: Iterable[tuple[str, Row]], *, decisions: str = "presented") -> list[Judged]:
+def read_judged(rows: Iterable[tuple[str, Row]], *, decisions: str = "presented") -> list[RecordedPair]:
     """Pairs of recorded rows, in one of three shapes; every pair needs both orders and a `label`.
 
     `judgments` by order ({"12": {text, winner}, "21": ...}, winners in the coordinates of the pair, LLMBar; a `synthesis` of the same form is a second
@@ -72,7 +72,7 @@ def read_judged(rows: Iterable[tuple[str, Row]], *, decisions: str = "presented"
     """
     if decisions not in ("presented", "item"):
         raise ConfigError(f'decisions={decisions!r}: expected "presented" (A is what was shown first) or "item" (A is the first response of the pair)')
-    found: list[Judged] = []
+    found: list[RecordedPair] = []
     waiting: dict[Any, dict[int, tuple[str, Row]]] = defaultdict(dict)
     for place, row in rows:
         if "judgments" in row:
@@ -111,7 +111,7 @@ def _one(judgment: Any, place: str) -> tuple[str | None, Any]:
     return text, next((judgment[name] for name in DECISIONS if name in judgment), NOT_SAID)
 
 
-def _of_judgments(row: Row, place: str) -> list[Judged]:
+def _of_judgments(row: Row, place: str) -> list[RecordedPair]:
     label, judged = _label(row, place), []
     stages = [row["judgments"], *([row["synthesis"]] if row.get("synthesis") else [])]
     for stage, judgments in enumerate(stages):
@@ -124,7 +124,7 @@ def _of_judgments(row: Row, place: str) -> list[Judged]:
             said[1] = _flip(said[1])
         else:
             raise DataError(f"{place}: `judgments` holds {judgments!r:.60}, expected both orders: a list of two, or an object with 12 and 21")
-        judged.append(Judged(row, label, (pairs[0][0], pairs[1][0]), (said[0], said[1]), stage))
+        judged.append(RecordedPair(row, label, (pairs[0][0], pairs[1][0]), (said[0], said[1]), stage))
     return judged
 
 
@@ -142,13 +142,13 @@ def _add_order(waiting: dict[Any, dict[int, tuple[str, Row]]], row: Row, place: 
     waiting[key][order] = (place, row)
 
 
-def _of_orders(orders: Mapping[int, tuple[str, Row]], decisions: str) -> Judged:
+def _of_orders(orders: Mapping[int, tuple[str, Row]], decisions: str) -> RecordedPair:
     read = [_one(orders[k][1], orders[k][0]) for k in (0, 1)]
     said = [NOT_SAID if d is NOT_SAID else _winner(d, orders[k][0]) for k, (_, d) in enumerate(read)]
     if decisions == "presented":
         said[1] = _flip(said[1])
     place, row = orders[0]
-    return Judged(row, _label(row, place), (read[0][0], read[1][0]), (said[0], said[1]), 0)
+    return RecordedPair(row, _label(row, place), (read[0][0], read[1][0]), (said[0], said[1]), 0)
 
 
 # --- parsing again -------------------------------------------------------------------------------------------------------------------------------
@@ -164,7 +164,7 @@ class Patterns:
         else:
             self.parsers = {}
 
-    def parser(self, judged: Judged) -> Parser:
+    def parser(self, judged: RecordedPair) -> Parser:
         if self.by_run is None:
             return self.parsers[None]
         key = (f"{judged.row.get('base_llm')}/{judged.row.get('strategy')}", judged.stage)
@@ -205,7 +205,9 @@ class Replayed(NamedTuple):
 EXAMPLES_SHOWN = 5
 
 
-def replay(judged: Sequence[Judged], parser: Callable[[Judged], Parser] | None, *, policy: Policy = "drop", by: Sequence[str] | None = None) -> Replayed:
+def replay(
+    judged: Sequence[RecordedPair], parser: Callable[[RecordedPair], Parser] | None, *, policy: Policy = "drop", by: Sequence[str] | None = None
+) -> Replayed:
     """Read every reply again (without `parser`: take the decisions on record), compare, and combine both orders under `policy`.
 
     `by`: columns of the groups in the table; unset: those among judge, strategy and subset that the rows have (LLMBar's subset is read off the id).
@@ -232,7 +234,7 @@ def replay(judged: Sequence[Judged], parser: Callable[[Judged], Parser] | None, 
     return Replayed(parsed, different, examples, table)
 
 
-def _read(one: Judged, k: int, parser: Callable[[Judged], Parser] | None) -> Read:
+def _read(one: RecordedPair, k: int, parser: Callable[[RecordedPair], Parser] | None) -> Read:
     text = one.texts[k]
     if parser is None or text is None:
         decision = one.decisions[k]
@@ -244,7 +246,7 @@ def _read(one: Judged, k: int, parser: Callable[[Judged], Parser] | None) -> Rea
     return swapped(found) if k == 1 else found
 
 
-def _columns(judged: Sequence[Judged]) -> list[str]:
+def _columns(judged: Sequence[RecordedPair]) -> list[str]:
     row = judged[0].row
     runs = [name for name in RUNS if name in row]
     subset = next((name for name in SUBSETS if name in row), None)

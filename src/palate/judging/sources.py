@@ -28,6 +28,7 @@ class SourceSettings(_Section):
     api_key_env: str | None = Field(None, description="Environment variable with that endpoint's key.")
     temperature: list[float] = Field([1.0], min_length=1, description="A temperature, or several of which each response takes one.")
     top_p: float | None = Field(None, gt=0, le=1, description="Unset: the endpoint's own.")
+    sampling_seed: int | None = Field(None, description="Sent with its requests; further draws of one request send numbers made of it. Unset: none is sent.")
     system_prompts: list[str] = Field([], description="Each response takes one; they do not become part of the prompt (UltraFeedback's principles).")
     max_tokens: int = Field(2048, gt=0, description="Longest answer; one that is cut off is left out.")
     n: int | None = Field(None, gt=0, description="Most responses to one prompt. Unset: no limit, or, at temperature 0, one for each system prompt.")

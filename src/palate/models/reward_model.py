@@ -207,7 +207,8 @@ def load_pretrained(
     if head is None:
         raise ModelError(f"{name_or_path}: {type(model).__name__} has no linear output layer to train as reward head")
     missing = {str(key) for key in info["missing_keys"]}
-    if f"{head}.weight" in missing:
+    model._random_head = f"{head}.weight" in missing
+    if model._random_head:
         initialise_head(model.get_submodule(head), seed)
         missing -= {f"{head}.weight", f"{head}.bias"}
     elif f"{head}.bias" in info["unexpected_keys"]:
@@ -235,16 +236,24 @@ def _has_outputs(config: Any, outputs: Sequence[str]) -> bool:
 def load_adapter(directory: str, **options: Any) -> PreTrainedModel:
     """A reward model from a PEFT adapter folder: its base with the trained head, adapters merged."""
     try:
-        from peft import PeftConfig, PeftModel
+        from peft import PeftConfig, PeftModel, load_peft_weights
     except ImportError as error:
         raise ModelError(f"{directory} holds an adapter, which needs the peft package: pip install 'palate[peft]'") from error
     base = load_pretrained(str(PeftConfig.from_pretrained(directory).base_model_name_or_path), **options)
     fit_tokenizer(base, load_tokenizer(directory))
+    head = str(head_name(base)).rpartition(".")[2]
     try:
+        saved = load_peft_weights(directory, device="cpu")
         merged = PeftModel.from_pretrained(base, directory).merge_and_unload()
     except (KeyError, ValueError, RuntimeError) as error:
         raise ModelError(f"{directory}: the adapter does not hold what its config says it saved ({error}); a lost head cannot be made up for") from error
+    merged._random_head = has_random_head(merged) and not any(name.endswith(f".{head}.weight") for name in saved)
     return as_reward_model(merged, options.get("outputs", ONE_REWARD))
+
+
+def has_random_head(model: Any) -> bool:
+    """Whether `load_pretrained` found no trained head and drew one: right for a training run's start, and no reward."""
+    return bool(vars(model).get("_random_head", False))
 
 
 @contextmanager

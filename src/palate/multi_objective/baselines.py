@@ -6,12 +6,18 @@ of the gain on one backbone, so no gain is worth a sentence without them (arXiv 
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 from scipy.optimize import minimize
 from scipy.special import expit
 
 from palate.multi_objective.heads import LinearHeads
 from palate.multi_objective.pairs import Pairs
+from palate.scoring.embeddings import Embeddings
+
+RANDOM_SETS = 20
+"""Sets of random heads that take turns, one for each of the usual draws: two single sets differed by ten points on a small model."""
 
 RIDGE = 1e-3
 """Pull towards a head's anchor, in units of the mean loss of a comparison on embeddings of unit scale; weak, so that data decide where they can. Ours."""
@@ -27,6 +33,11 @@ def gaussian_heads(count: int, width: int, seed: int) -> LinearHeads:
 def uniform_heads(count: int, width: int, seed: int) -> LinearHeads:
     """`count` heads with entries uniform in (-1, 1)."""
     return _named("uniform", np.random.default_rng(seed).uniform(-1.0, 1.0, (count, width)))
+
+
+def random_scores(heads: Callable[[int, int, int], LinearHeads], embeddings: Embeddings, count: int, seed: int) -> np.ndarray:
+    """Scores of RANDOM_SETS sets of `count` random heads (`gaussian_heads` or `uniform_heads`), as `run_trials` takes them: float32 [S, N, count]."""
+    return np.stack([heads(count, embeddings.width, seed + s).score(embeddings) for s in range(RANDOM_SETS)])
 
 
 def shared_base_ensemble(pairs: Pairs, count: int, seed: int, *, ridge: float = RIDGE) -> LinearHeads:

@@ -83,7 +83,8 @@ def run_trials(
 ) -> Trials:
     """Every user's trials, and their mean.
 
-    `heads`: scores [N, D] of each set of heads that is adapted, by name; `single` [N]: the reward that does not adapt; `users` [P]: whose comparison it is.
+    `heads`: scores [N, D] of each set of heads that is adapted, by name, or [S, N, D] of S sets that take turns over the draws (random heads: one set's
+    luck is no method's); `single` [N]: the reward that does not adapt; `users` [P]: whose comparison it is.
     `adapt_on`, `test_on`: bool [P], where comparisons for either may come from (default: anywhere). Raises DataError where no user has enough of them.
     """
     everything = np.ones(len(pairs), dtype=bool)
@@ -138,13 +139,14 @@ def _user_trials(
     sums = {name: np.zeros(len(test)) for name in (SINGLE, *heads)}
     counts = np.zeros(len(test))
     accuracies: dict[str, list[float]] = {name: [] for name in sums}
-    for _ in range(settings.draws):
+    for draw in range(settings.draws):
         adapted_on = rng.choice(pool, settings.pairs, replace=False)
         tested = np.isin(test, held_out(pairs, adapted_on, test, settings.exclude))
         if tested.sum() < LEAST_TESTED:
             return None
         counts += tested
-        values |= {name: right(_adapted_margins(pairs, scores, adapted_on, test, settings.temperature)) for name, scores in heads.items()}
+        in_turn = {name: scores if scores.ndim == 2 else scores[draw % len(scores)] for name, scores in heads.items()}
+        values |= {name: right(_adapted_margins(pairs, scores, adapted_on, test, settings.temperature)) for name, scores in in_turn.items()}
         for name, each in values.items():
             sums[name] += each * tested
             accuracies[name].append(float(each[tested].mean()))

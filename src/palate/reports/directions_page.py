@@ -8,14 +8,14 @@ from typing import Any
 from palate.reports.directions_sections import directions_cards, directions_lead, directions_pictures, directions_sections
 from palate.reports.files import read_json
 from palate.reports.markdown import document
-from palate.reports.page import _write
+from palate.reports.page import save_page
 
 RECORD_KEYS = ("directions", "pairs", "prompts", "width", "centred", "explained", "original_in_directions")
 
 
 def write_directions_page(record: Path, page: Path, *, title: str | None = None) -> Path:
     data = read_directions(record)
-    return _write(
+    return save_page(
         page, title or _title(data), "Directions", directions_lead(data), directions_cards(data), directions_sections(data), directions_pictures(data)
     )
 

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
+from palate.reports.directions_tables import clear, signed
 from palate.reports.drawing import BLUE, FAINT, INK, MARKERS, SERIES, as_percent, legend, names_on, new_axes, picture
 from palate.reports.sections import Card, Section, Side, TextPair, facts, plain, table
-from palate.reports.wording import NOTHING, count, counted, missing, number, number_span, p_value, percent, shortened, span
+from palate.reports.wording import count, counted, missing, number, number_span, p_value, percent, shortened, span
 
-PICTURED = 12  # directions in a picture of correlations
-OTHERS = 4  # attributes in it, beside length
+PICTURED = 12  # directions in a forest
+OTHERS = 4  # attributes in that of correlations, beside length
 
 
 def directions_cards(record: Mapping[str, Any]) -> list[Card]:
@@ -34,7 +36,7 @@ def directions_sections(record: Mapping[str, Any]) -> list[Section]:
 
 
 def directions_pictures(record: Mapping[str, Any]) -> dict[str, Figure | None]:
-    return {"variance": variance(record), "goes_with": goes_with(record)}
+    return {"variance": variance(record), "goes_with": goes_with(record), "agreement": disputed(record)}
 
 
 def _variance(record: Mapping[str, Any]) -> Section:
@@ -45,7 +47,7 @@ def _variance(record: Mapping[str, Any]) -> Section:
             percent(total),
             percent(row["accuracy"]["value"]),
             span(row["accuracy"]["interval"]),
-            _signed(row["cosine_with_original"]),
+            signed(row["cosine_with_original"]),
         )
         for row, total in zip(record["directions"], _running(record), strict=True)
     ]
@@ -68,23 +70,17 @@ def _running(record: Mapping[str, Any]) -> list[float]:
 
 def _goes_with(record: Mapping[str, Any]) -> Section:
     names = list(record["directions"][0]["attributes"])
-    rows = [(row["name"], _with_interval(row["length"]), *(_with_interval(row["attributes"][name]) for name in names)) for row in record["directions"]]
+    rows = [(row["name"], _correlation(row["length"]), *(_correlation(row["attributes"][name]) for name in names)) for row in record["directions"]]
     text = (
-        "Correlation of a pair's difference along the direction with its difference in length (characters) and in rated attributes; intervals take prompts as "
-        "the independent units. A direction's sign is the one that the mean preference has."
+        "Correlation of a pair's difference along the direction with its difference in length (characters) and in rated attributes; in brackets where its "
+        "interval holds 0. Intervals take prompts as the independent units. A direction's sign is the one that the mean preference has."
     )
     return Section("goes_with", "What directions go with", (text,), (table(("direction", "length", *names), rows),), ("goes_with",))
 
 
-def _with_interval(found: Mapping[str, Any]) -> str:
-    if missing(found["value"]):
-        return NOTHING
-    low, high = found["interval"]
-    return _signed(found["value"]) + ("" if missing(low) or missing(high) else f" ({_signed(low)} to {_signed(high)})")
-
-
-def _signed(value: float | None) -> str:
-    return NOTHING if value is None or missing(value) else f"{value:+.2f}"
+def _correlation(found: Mapping[str, Any]) -> str:
+    value = signed(found["value"])
+    return value if missing(found["value"]) or clear(found) else f"({value})"
 
 
 def _agreement(record: Mapping[str, Any]) -> list[Section]:
@@ -108,7 +104,7 @@ def _agreement(record: Mapping[str, Any]) -> list[Section]:
         "beyond their noise, and what they share. The most disputed direction stands first; p is that of no difference between those who judged one prompt."
     )
     headings = ("direction", "spread", "interval", "shared", "interval", "on the shared side", "p")
-    return [Section("agreement", "Where annotators differ", (text,), (table(headings, rows),))]
+    return [Section("agreement", "Where annotators differ", (text,), (table(headings, rows),), ("agreement",))]
 
 
 def _pairs(record: Mapping[str, Any]) -> list[Section]:
@@ -117,7 +113,11 @@ def _pairs(record: Mapping[str, Any]) -> list[Section]:
         return []
     parts = tuple(
         Section(
-            f"pairs_{row['name']}", row["name"], (f"{percent(row['explained'])} of the variance.",), pairs=tuple(_pair(row, one) for one in row["examples"])
+            f"pairs_{row['name']}",
+            row["name"],
+            (f"{percent(row['explained'])} of the variance.",),
+            pairs=tuple(_pair(row, one) for one in row["examples"]),
+            unfolded=1,
         )
         for row in shown
     )
@@ -147,6 +147,7 @@ def variance(record: Mapping[str, Any]) -> Figure:
     axes.bar(places, [row["explained"] for row in record["directions"]], color=BLUE, alpha=0.75, width=0.8, label="along each")
     axes.plot(places, _running(record), color=INK, linewidth=1.3, label="so far")
     as_percent(axes.yaxis)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.set(xlabel="direction", ylabel="variance (%)", xlim=(0.3, len(record["directions"]) + 0.7))
     axes.set_ylim(bottom=0)
     legend(axes)
@@ -158,21 +159,39 @@ def goes_with(record: Mapping[str, Any]) -> Figure:
     """Correlations of the first directions with length and the attributes that go most with any of them, with intervals."""
     rows = record["directions"][:PICTURED]
     strength = {name: max(abs(row["attributes"][name]["value"] or 0.0) for row in rows) for name in rows[0]["attributes"]}
-    series = ["length", *sorted(strength, key=lambda name: -strength[name])[:OTHERS]]
-    figure, axes = new_axes("What directions go with", 0.95 + max(0.26, 0.1 + 0.08 * len(series)) * len(rows))
-    for y, row in enumerate(rows):
-        for i, name in enumerate(series):
-            found = row["length"] if name == "length" and i == 0 else row["attributes"][name]
+    shown = [name for name in sorted(strength, key=lambda name: -strength[name]) if strength[name]][:OTHERS]
+    series = [("length", [row["length"] for row in rows]), *((name, [row["attributes"][name] for row in rows]) for name in shown)]
+    return _forest("What directions go with", "correlation", [row["name"] for row in rows], series)
+
+
+@picture
+def disputed(record: Mapping[str, Any]) -> Figure | None:
+    """How much annotators differ along the most disputed directions, beside what they share, with intervals."""
+    if not record.get("agreement"):
+        return None
+    rows = record["agreement"]["directions"][:PICTURED]
+    series = [
+        (label, [{"value": row[key], "interval": row[f"{key}_interval"]} for row in rows])
+        for label, key in (("spread between them", "spread"), ("shared", "mean"))
+    ]
+    return _forest("Where annotators differ", "spread of all pairs along the direction = 1", [row["name"] for row in rows], series)
+
+
+def _forest(title: str, unit: str, names: Sequence[str], series: Sequence[tuple[str, Sequence[Mapping[str, Any]]]]) -> Figure:
+    """A row a name; in it a value and its interval of every series."""
+    figure, axes = new_axes(title, 0.95 + max(0.26, 0.1 + 0.08 * len(series)) * len(names))
+    for i, (label, values) in enumerate(series):
+        for y, found in enumerate(values):
             if missing(found["value"]):
                 continue
-            at = y + (i - (len(series) - 1) / 2) * 0.6 / max(len(series), 2)
+            at = y + (i - (len(series) - 1) / 2) * 0.6 / len(series)
             if not any(missing(end) for end in found["interval"]):
                 axes.plot(found["interval"], [at, at], color=SERIES[i], linewidth=1.1, zorder=2)
-            label = None if y else shortened(name, 24)
-            axes.plot([found["value"]], [at], marker=MARKERS[i], linestyle="", markersize=4.5, color=SERIES[i], zorder=3, label=label)
+            axes.plot([found["value"]], [at], marker=MARKERS[i], linestyle="", markersize=4.5, color=SERIES[i], zorder=3)
+        axes.plot([], [], marker=MARKERS[i], linestyle="", markersize=4.5, color=SERIES[i], label=shortened(label, 24))
     axes.axvline(0, color=FAINT, linewidth=1)
-    names_on(axes.yaxis, range(len(rows)), [row["name"] for row in rows])
-    axes.set(xlabel="correlation", ylim=(len(rows) - 0.4, -0.6))
+    names_on(axes.yaxis, range(len(names)), names)
+    axes.set(xlabel=unit, ylim=(len(names) - 0.4, -0.6))
     axes.grid(False, axis="y")
     axes.spines["left"].set_visible(False)
     legend(axes)

@@ -8,7 +8,7 @@ from typing import Any
 from rich.markup import escape
 from rich.table import Table
 
-from palate.reports.wording import clean, missing, number, number_span, p_value, percent, shortened
+from palate.reports.wording import NOTHING, clean, missing, number, number_span, p_value, percent, shortened
 
 SHOWN = 12
 DISPUTED = 4  # directions shown at either end
@@ -27,9 +27,9 @@ def directions_table(record: Mapping[str, Any]) -> Table:
             row["name"],
             percent(row["explained"]),
             percent(row["accuracy"]["value"]),
-            f"{row['cosine_with_original']:+.2f}",
-            _signed(row["length"]),
-            escape(", ".join(f"{shortened(clean(name), 24)} {_signed(found)}" for name, found in strongest(row))),
+            signed(row["cosine_with_original"]),
+            signed(row["length"]["value"]),
+            escape(", ".join(f"{shortened(clean(name), 24)} {signed(found['value'])}" for name, found in strongest(row))),
         )
     if len(record["directions"]) > SHOWN:
         table.caption = f"{len(record['directions']) - SHOWN} more in the record"
@@ -53,15 +53,15 @@ def agreement_table(agreement: Mapping[str, Any]) -> Table:
 
 def strongest(row: Mapping[str, Any], count: int = 2) -> list[tuple[str, Mapping[str, Any]]]:
     """The attributes that go most with a direction, among those whose interval leaves 0 out."""
-    clear = [(name, found) for name, found in row["attributes"].items() if _clear(found)]
-    return sorted(clear, key=lambda one: -abs(one[1]["value"]))[:count]
+    found = [(name, one) for name, one in row["attributes"].items() if clear(one)]
+    return sorted(found, key=lambda one: -abs(one[1]["value"]))[:count]
 
 
-def _clear(found: Mapping[str, Any]) -> bool:
+def clear(found: Mapping[str, Any]) -> bool:
+    """Whether an interval leaves 0 out."""
     low, high = found["interval"]
     return not (missing(low) or missing(high)) and (low > 0 or high < 0)
 
 
-def _signed(found: Mapping[str, Any]) -> str:
-    value = found["value"]
-    return number(value, 2) if missing(value) else f"{value:+.2f}"
+def signed(value: float | None) -> str:
+    return NOTHING if value is None or missing(value) else f"{value:+.2f}"

@@ -45,7 +45,7 @@ def write_page(
     if log_history:
         found.insert(-1, Section("training", "Training", ("Lines are smoothed, raw values faint; black dots are held-out data.",), pictures=("training",)))
     found[-1] = with_facts(found[-1], facts or {})
-    return _write(page, title, "Evaluation", result_lead(result), result_cards(result), found, result_pictures(result, items, log_history))
+    return save_page(page, title, "Evaluation", result_lead(result), result_cards(result), found, result_pictures(result, items, log_history))
 
 
 def write_comparison_page(comparison: Path, page: Path, *, title: str | None = None) -> Path:
@@ -58,7 +58,7 @@ def write_comparison_page(comparison: Path, page: Path, *, title: str | None = N
         "side_by_side": forests.side_by_side(data),
         "flips": curves.flips(data),
     }
-    return _write(page, title, "Comparison", comparison_lead(data), comparison_cards(data), comparison_sections(data), pictures)
+    return save_page(page, title, "Comparison", comparison_lead(data), comparison_cards(data), comparison_sections(data), pictures)
 
 
 def write_training_page(state: Path, page: Path, *, title: str | None = None) -> Path:
@@ -66,7 +66,7 @@ def write_training_page(state: Path, page: Path, *, title: str | None = None) ->
     data, state = read_history(state), Path(state)
     title = title or f"Training of {state.parent.resolve().name if state.is_file() else state.resolve().name}"
     pictures = {"training": curves.training(data["log_history"])}
-    return _write(page, title, "Training", training_lead(data), training_cards(data), training_sections(data), pictures)
+    return save_page(page, title, "Training", training_lead(data), training_cards(data), training_sections(data), pictures)
 
 
 def write_index_page(results: Sequence[Path], page: Path, *, title: str | None = None, pages: Sequence[Path | None] = ()) -> Path:
@@ -83,7 +83,9 @@ def write_index_page(results: Sequence[Path], page: Path, *, title: str | None =
     entries = [Entry(Path(path), read_result(path), link) for path, link in zip(results, links, strict=True)]
     lead = f"{counted(len(entries), 'result')}."
     title = title or f"Results of {model_of(entries)}"
-    return _write(page, title, "Results", lead, index_cards(entries), index_sections(entries), {"results": forests.results([entry.row() for entry in entries])})
+    return save_page(
+        page, title, "Results", lead, index_cards(entries), index_sections(entries), {"results": forests.results([entry.row() for entry in entries])}
+    )
 
 
 def result_pictures(result: Mapping[str, Any], items: Items | None, log_history: Sequence[Mapping[str, Any]] = ()) -> dict[str, Figure | None]:
@@ -121,7 +123,8 @@ def with_facts(section: Section, given: Mapping[str, str]) -> Section:
 # --- writing --------------------------------------------------------------------------------------------------------------------------------------
 
 
-def _write(page: Path, title: str, kind: str, lead: str, cards: Sequence[Card], found: Sequence[Section], pictures: Mapping[str, Figure | None]) -> Path:
+def save_page(page: Path, title: str, kind: str, lead: str, cards: Sequence[Card], found: Sequence[Section], pictures: Mapping[str, Figure | None]) -> Path:
+    """One HTML file with its pictures inside, which are also left in a folder beside it. Raises StorageError where it cannot be written."""
     page = Path(page)
     folder = page.parent / ("figures" if page.stem == "index" else f"{page.stem}-figures")
     try:

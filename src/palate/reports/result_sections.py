@@ -72,8 +72,9 @@ def result_sections(result: Mapping[str, Any], items: Items | None = None) -> li
     """Every section that the result has something for. `items`: the worst of them are shown, and pictures drawn, where they are given."""
     if not compares(result):
         return [section for section in (benchmark_section(result), _made(result)) if section]
-    makers = (_standing_out, _measured, benchmark_section, _rewards, _subsets, _length, _style, _calibration, _listwise, _best_of_n, _ties, _probes, _noise)
-    found = [section for make in makers if (section := make(result))]
+    scores = (_standing_out, _measured, benchmark_section, _rewards, _subsets, _heads)
+    looks = (_length, _style, _calibration, _listwise, _best_of_n, _ties, _probes, _noise)
+    found = [section for make in (*scores, *looks) if (section := make(result))]
     if items is not None and items.worst:
         found.append(disagreements(result, items))
     return [*found, _made(result)]
@@ -156,6 +157,15 @@ def _subsets(result: Mapping[str, Any]) -> Section | None:
     ]
     headings = ("subset", "n", "accuracy", "interval", "equal rewards", "mean margin")
     return Section("subsets", "By subset", tables=(table(headings, rows),), pictures=("subsets",))
+
+
+def _heads(result: Mapping[str, Any]) -> Section | None:
+    heads = result.get("heads")
+    if not heads:
+        return None
+    rows = [(name, count(row["n"]), percent(row["accuracy"]), span(row["interval"])) for name, row in heads.items()]
+    text = ("How often each output alone ranks the two responses as labelled; where less of it is better, below a half.",)
+    return Section("heads", "By output", text=text, tables=(table(("output", "n", "accuracy", "interval"), rows),))
 
 
 # --- length and style -----------------------------------------------------------------------------------------------------------------------------

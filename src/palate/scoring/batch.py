@@ -24,10 +24,10 @@ import pyarrow.parquet
 from tqdm.auto import tqdm
 
 from palate.data.formats import LAYOUTS, detect_layout
-from palate.data.loading import rename_columns
 from palate.errors import ConfigError, DataError, ModelError, StorageError
 from palate.models.checkpoints import package_versions, write_text
 from palate.scoring.rows import Detailed, LocatedRow, open_detailed, scored_rows
+from palate.scoring.unranked import as_read
 
 SHARD_ROWS = 4096
 """Rows scored and written together: some seconds of work on a GPU, so that little is lost when a worker dies."""
@@ -246,7 +246,7 @@ def first_layout(shards: Sequence[Shard], columns: dict[str, str] | None) -> str
     for shard in shards:
         for location, row in read_shard(shard):
             if "line" not in row or len(row) > 1:
-                return detect_layout(rename_columns(row, columns, location) if columns else row).name
+                return detect_layout(as_read(row, columns, location)).name
     raise DataError("no line of the input is a JSON object")
 
 

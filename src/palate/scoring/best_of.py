@@ -13,9 +13,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from palate.data.formats import PROMPTS, RESPONSE_LISTS, SCORE_LISTS, Layout, detect_layout, parse_row
-from palate.data.loading import rename_columns
+from palate.data.formats import Layout, detect_layout, parse_row
 from palate.errors import DataError, RowError
+from palate.scoring.unranked import as_read
 from palate.types import Conversation, Exchange, TokenIds, text_of
 
 PROMPT_IDS = ("prompt_id", "group_id")
@@ -65,7 +65,7 @@ def read_samples(rows: Iterable[tuple[str, Mapping[str, Any]]], *, columns: Mapp
             raise DataError(f"{location}: not a JSON object")
         try:
             own_columns = {name: value for name, value in row.items() if name not in values}
-            told = _without_order(rename_columns(own_columns, columns, location) if columns else own_columns)
+            told = as_read(own_columns, columns, location)
             layout = layout or detect_layout(told)
             group = parse_row(told, layout, margins=False, compared=False)
         except RowError as error:
@@ -80,15 +80,6 @@ def read_samples(rows: Iterable[tuple[str, Mapping[str, Any]]], *, columns: Mapp
     if not found:
         raise DataError("no rows; expected prompts with responses")
     return list(found.values())
-
-
-def _without_order(row: Mapping[str, Any]) -> Mapping[str, Any]:
-    """A row of a prompt and a list of responses of which nothing says which is better, as one whose responses are not ranked."""
-    column = next((name for name in RESPONSE_LISTS if isinstance(row.get(name), (list, tuple))), None)
-    ordered = {*SCORE_LISTS, "ranks", "comparisons", "labels"} & row.keys()
-    items = row[column] if column else ()
-    ranked = any(isinstance(item, Mapping) and "rank" in item for item in items)
-    return row if column is None or ordered or ranked or not set(PROMPTS) & row.keys() else {**row, "ranks": [None] * len(items)}
 
 
 def _numbers(row: Mapping[str, Any], name: str, k: int, location: str) -> tuple[float, ...]:

@@ -44,7 +44,7 @@ class CachedScorer:
     def __init__(self, scorer: Scorer, path: str | Path, identity: Mapping[str, Any]):
         self.scorer = scorer
         self.path = Path(path)
-        self.identity = hashlib.sha256(_canonical(identity)).digest()
+        self.identity = hashlib.sha256(canonical(identity)).digest()
         self.cached = 0  # responses found
         self.computed = 0  # responses handed to the scorer
 
@@ -117,10 +117,14 @@ class CachedScorer:
         return known
 
     def _key(self, exchange: Exchange, options: Mapping[str, Any]) -> bytes:
-        # `progress` changes no reward, `on_long` does; keys of messages and tools keep their order, in which templates print them
+        # `progress` changes no reward, `on_long` does
         deciding = {name: value for name, value in options.items() if name != "progress"}
-        asked = _canonical([_plain(exchange.prompt), _plain(exchange.response), exchange.template_args], in_order=True)
-        return hashlib.sha256(self.identity + _canonical(deciding) + asked).digest()
+        return hashlib.sha256(self.identity + canonical(deciding) + canonical_exchange(exchange)).digest()
+
+
+def canonical_exchange(exchange: Exchange) -> bytes:
+    """The same bytes for the same exchange alone: keys of messages and tools keep their order, in which templates print them."""
+    return canonical([_plain(exchange.prompt), _plain(exchange.response), exchange.template_args], in_order=True)
 
 
 def _plain(conversation: Conversation) -> Any:
@@ -129,7 +133,8 @@ def _plain(conversation: Conversation) -> Any:
     return {"ids": list(conversation)} if isinstance(conversation, TokenIds) else list(conversation)
 
 
-def _canonical(value: Any, *, in_order: bool = False) -> bytes:
+def canonical(value: Any, *, in_order: bool = False) -> bytes:
+    """JSON of a value, as bytes to be hashed."""
     return json.dumps(value, sort_keys=not in_order, ensure_ascii=True, default=str).encode()
 
 

@@ -26,7 +26,7 @@ from tqdm.auto import tqdm
 from palate.data.tokenization import as_exchange
 from palate.errors import ConfigError, StorageError
 from palate.models.checkpoints import write_text
-from palate.scoring.cache import _canonical, _plain, default_cache
+from palate.scoring.cache import canonical, canonical_exchange, default_cache
 from palate.scoring.local import LocalScorer
 from palate.scoring.sources import Opened, open_scorer
 from palate.types import Conversation, Exchange
@@ -176,7 +176,7 @@ class CachedEmbedder:
     def __init__(self, embedder: Embedder, folder: str | Path, identity: Mapping[str, Any]):
         """`identity` decides the embeddings (`open_scorer` tells it); each has a folder of its own in `folder`."""
         self.embedder = embedder
-        self.identity = hashlib.sha256(_canonical(identity)).digest()
+        self.identity = hashlib.sha256(canonical(identity)).digest()
         self.store = EmbeddingStore(Path(folder) / self.identity.hex()[:16], embedder.width, identity)
         self.cached = 0  # conversations found
         self.computed = 0  # conversations handed to the embedder
@@ -207,8 +207,7 @@ class CachedEmbedder:
 
     def _key(self, exchange: Exchange, on_long: str | None) -> bytes:
         cut = on_long == "truncate_prompt"  # the other policies decide whether there is an embedding, this one which
-        asked = _canonical([_plain(exchange.prompt), _plain(exchange.response), exchange.template_args], in_order=True)
-        return hashlib.sha256(self.identity + bytes([cut]) + asked).digest()
+        return hashlib.sha256(self.identity + bytes([cut]) + canonical_exchange(exchange)).digest()
 
 
 class OpenedEmbedder(NamedTuple):

@@ -20,11 +20,11 @@ from palate.data.collation import PreferenceCollator
 from palate.data.packing import TOKEN_BUDGET, Planted, batches_by_length, default_budget, fill, packed_row, plant
 from palate.data.templates import prepare_tokenizer
 from palate.data.tokenization import DEFAULT_SEPARATOR, Encoder, as_exchange, response_text, shared_prefix
-from palate.errors import ContractError, DataError, RowError
+from palate.errors import ContractError, DataError, ModelError, RowError
 from palate.models.checkpoints import RewardContract, find_contract, read_contract, score_tolerance
 from palate.models.engine import CHECKED_SEQUENCES, Engine, checked, choose_packing, packing_error
 from palate.models.heads import head_name, read_rewards, without_head
-from palate.models.reward_model import ONE_REWARD, check_local, fit_tokenizer, is_decoder, load_pretrained, load_tokenizer, position_limit
+from palate.models.reward_model import ONE_REWARD, check_local, fit_tokenizer, has_random_head, is_decoder, load_pretrained, load_tokenizer, position_limit
 from palate.types import Conversation, Exchange, Readout, TokenIds
 
 logger = logging.getLogger(__name__)
@@ -262,23 +262,31 @@ def load_scorer(
     max_length: int | None = None,
     revision: str | None = None,
     trust_remote_code: bool = False,
+    model: PreTrainedModel | None = None,
     **model_kwargs: Any,
 ) -> LocalScorer:
     """A checkpoint (or hub id) as Scorer, under its own contract.
 
     The golden examples are replayed first; a checkpoint that does not reproduce them raises ContractError. A reward model without a contract
-    (from another trainer) is accepted: its chat template is used as it stands, plain text gets EOS, and nothing can be verified.
+    (from another trainer) is accepted: its chat template is used as it stands, plain text gets EOS, and nothing can be verified. A model without a
+    trained head raises ModelError.
     `dtype`: load the backbone in another precision; golden scores are then compared within that precision's rounding. `packing`: see
-    RewardConfig; `token_budget`: tokens computed at a time.
+    RewardConfig; `token_budget`: tokens computed at a time; `model`: the checkpoint's model where it is in memory already.
     """
     directory = str(directory)
     check_local(directory)
     source: dict[str, Any] = {"revision": revision, "trust_remote_code": trust_remote_code}
     contract = read_contract(directory, revision) if find_contract(directory, revision) else None
     tokenizer = prepare_tokenizer(load_tokenizer(directory, **source), close=False)
-    dtype = dtype or (getattr(torch, contract.weights_dtype) if contract else torch.float32)
-    outputs = contract.readout.outputs if contract else ONE_REWARD
-    model = load_pretrained(directory, dtype=dtype, outputs=outputs, **source, **model_kwargs)
+    if model is None:
+        dtype = dtype or (getattr(torch, contract.weights_dtype) if contract else torch.float32)
+        outputs = contract.readout.outputs if contract else ONE_REWARD
+        model = load_pretrained(directory, dtype=dtype, outputs=outputs, **source, **model_kwargs)
+        if has_random_head(model):
+            raise ModelError(
+                f"{directory}: no trained reward head is in it, and rewards of a random one mean nothing. Train one (palate train); where another trainer "
+                "saved it under another name, `palate import` finds it"
+            )
     fit_tokenizer(model, tokenizer)
     limit = max_length or (contract.max_length if contract else position_limit(model))
     scorer = LocalScorer(

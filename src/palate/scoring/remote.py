@@ -9,7 +9,9 @@ import json
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from http.client import HTTPException
+from itertools import repeat
 from typing import Any, NamedTuple
 from urllib.error import HTTPError
 from urllib.parse import urlsplit
@@ -24,6 +26,7 @@ from palate.types import Conversation, Exchange, TokenIds
 
 RETRIED = (429, 500, 502, 503, 504)
 TOO_LONG = (400, 413)  # vLLM; TEI
+TOO_LARGE = 413  # of our own server: more items or bytes than it takes in one request
 RETRIES = 5
 FIRST_PAUSE = 0.5  # seconds, doubled each time; a server that is loading a model or shedding load is back within a minute
 CONCURRENCY = 16
@@ -36,11 +39,12 @@ class Answer(NamedTuple):
 
 
 class Protocol(NamedTuple):
-    """`body` of some exchanges (`batch` at most), and how their rewards are read from the answer; a `Lost` stands for one that has none."""
+    """An exchange as the server reads it, the body of some of them (`batch` at most), and their rewards as read from its answer."""
 
     path: str
-    body: Callable[[Sequence[Exchange], str | None], dict[str, Any]]
-    rewards: Callable[[Any], list[Any]]
+    item: Callable[[Exchange], Any]  # raises DataError for what the server does not take
+    body: Callable[[Sequence[Any], str | None], dict[str, Any]]  # of items, and the model's name
+    rewards: Callable[[Any], list[Any]]  # a `Lost` stands for an item that has none
     batch: int = 1
 
 
@@ -71,15 +75,13 @@ def _text(exchange: Exchange, protocol: str) -> str:
     return str(exchange.response)
 
 
-def _classify(exchange: Exchange, model: str | None) -> dict[str, Any]:
-    body: dict[str, Any] = {"model": model, "use_activation": False}
+def _input(exchange: Exchange) -> dict[str, Any]:
     if _is_text(exchange):
-        return body | {"input": exchange.response}
-    arguments = {"chat_template_kwargs": dict(exchange.template_args)} if exchange.template_args else {}
-    return body | {"messages": _messages(exchange)} | arguments
+        return {"input": exchange.response}
+    return {"messages": _messages(exchange)} | ({"chat_template_kwargs": dict(exchange.template_args)} if exchange.template_args else {})
 
 
-def _item(exchange: Exchange) -> dict[str, Any]:
+def _native(exchange: Exchange) -> dict[str, Any]:
     """An exchange as `palate serve` reads it: whatever a scorer of this process takes."""
     prompt, response = exchange.prompt, exchange.response
     if isinstance(response, TokenIds):
@@ -92,28 +94,34 @@ def _item(exchange: Exchange) -> dict[str, Any]:
     return {"prompt": parts[0], "response": parts[1]} | ({"template_args": dict(exchange.template_args)} if exchange.template_args else {})
 
 
-def _native(exchanges: Sequence[Exchange], model: str | None) -> dict[str, Any]:
-    return {"model": model, "items": [_item(exchange) for exchange in exchanges]}
-
-
 def _native_rewards(answer: Any) -> list[Any]:
     return [Lost(str(row["error_kind"]), str(row["error"])) if row["raw"] is None else row["raw"] for row in answer["data"]]
 
 
-def _sglang(exchange: Exchange) -> dict[str, Any]:
+def _text_or_ids(exchange: Exchange) -> dict[str, Any]:
     return {"input_ids": list(exchange.response)} if isinstance(exchange.response, TokenIds) else {"text": _text(exchange, "sglang")}
 
 
+def _first(answer: Any) -> Any:
+    """Of a list of one, or of what came without a list around it."""
+    return answer[0] if isinstance(answer, list) else answer
+
+
 PROTOCOLS: dict[str, Protocol] = {
-    "palate": Protocol("/v1/rewards", _native, _native_rewards, batch=64),
+    "palate": Protocol("/v1/rewards", _native, lambda items, model: {"model": model, "items": items}, _native_rewards, batch=64),
     # chats are rendered by the server's own template; `use_activation: false` asks for the raw score
-    "vllm": Protocol("/classify", lambda e, model: _classify(e[0], model), lambda answer: [answer["data"][0]["probs"][-1]]),
-    "sglang": Protocol("/classify", lambda e, _: _sglang(e[0]), lambda answer: [(answer[0] if isinstance(answer, list) else answer)["embedding"][-1]]),
-    "openrlhf": Protocol("/get_reward", lambda e, _: {"query": [_text(e[0], "openrlhf")], "prompts": [""]}, lambda answer: [answer["rewards"][0]]),
+    "vllm": Protocol(
+        "/classify", _input, lambda items, model: {"model": model, "use_activation": False, **items[0]}, lambda answer: [answer["data"][0]["probs"][-1]]
+    ),
+    "sglang": Protocol("/classify", _text_or_ids, lambda items, _: items[0], lambda answer: [_first(answer)["embedding"][-1]]),
+    "openrlhf": Protocol(
+        "/get_reward", partial(_text, protocol="openrlhf"), lambda items, _: {"query": items, "prompts": [""]}, lambda answer: [answer["rewards"][0]]
+    ),
     "tei": Protocol(
         "/predict",
-        lambda e, _: {"inputs": _text(e[0], "tei"), "raw_scores": True, "truncate": False},
-        lambda answer: [(answer[0] if isinstance(answer, list) else answer)["score"]],
+        partial(_text, protocol="tei"),
+        lambda items, _: {"inputs": items[0], "raw_scores": True, "truncate": False},
+        lambda answer: [_first(answer)["score"]],
     ),
 }
 
@@ -144,16 +152,16 @@ class RemoteScorer:
         self.model = model or listed or (self._served_model() if self.protocol_name == "vllm" else None)
 
     def score(self, conversations: Sequence[Exchange | Conversation], *, progress: bool = False, on_long: str | None = None) -> np.ndarray:
-        """Rewards float32 [N]. What is too long for the server (an answer of 400 or 413) is NaN under on_long="nan"."""
-        size = self.protocol.batch
-        exchanges = [as_exchange(item) for item in conversations]
-        chunks = [(start, self._body(start, exchanges[start : start + size])) for start in range(0, len(exchanges), size)]
-        rewards = np.empty(len(exchanges), dtype=np.float32)
+        """Rewards float32 [N]. What the server refuses as too long (foreign ones: by an answer of 400 or 413) is NaN under on_long="nan"."""
+        items = [self._item(place, conversation) for place, conversation in enumerate(conversations)]  # what cannot be sent is said before anything is
+        starts = range(0, len(items), self.protocol.batch)
+        chunks = [items[start : start + self.protocol.batch] for start in starts]
+        rewards = np.empty(len(items), dtype=np.float32)
         with (
             ThreadPoolExecutor(self.concurrency) as pool,
-            tqdm(total=len(exchanges), desc="scoring", unit="response", disable=not progress) as bar,
+            tqdm(total=len(items), desc="scoring", unit="response", disable=not progress) as bar,
         ):
-            for (start, _), found in zip(chunks, pool.map(lambda chunk: self._some(chunk[0], chunk[1], len(exchanges), on_long), chunks), strict=True):
+            for start, found in zip(starts, pool.map(self._rewards, starts, chunks, repeat(on_long)), strict=True):
                 rewards[start : start + len(found)] = found
                 bar.update(len(found))
         return rewards
@@ -192,37 +200,38 @@ class RemoteScorer:
         except (KeyError, IndexError, TypeError, ValueError) as error:
             raise ModelError(problem) from error
 
-    def _body(self, start: int, exchanges: Sequence[Exchange]) -> dict[str, Any]:
-        for place, exchange in enumerate(exchanges, start):
-            try:
-                body = self.protocol.body([exchange], self.model)
-            except DataError as error:
-                raise DataError(f"conversation {place}: {error}") from error
-        return body if len(exchanges) == 1 else self.protocol.body(exchanges, self.model)
+    def _item(self, place: int, conversation: Exchange | Conversation) -> Any:
+        try:
+            return self.protocol.item(as_exchange(conversation))
+        except DataError as error:
+            raise DataError(f"conversation {place}: {error}") from error
 
-    def _some(self, start: int, body: dict[str, Any], total: int, on_long: str | None) -> list[float]:
-        """Rewards of the conversations from `start` on that one request holds."""
-        count = min(self.protocol.batch, total - start)
-        where = f"conversation {start}" if count == 1 else f"conversations {start} to {start + count - 1}"
-        answer = self._request("POST", self.protocol.path, body)
+    def _rewards(self, start: int, items: Sequence[Any], on_long: str | None) -> list[float]:
+        """Rewards of the conversations from `start` on, asked for by one request; by two of half the size where that is too large for the server."""
+        answer = self._request("POST", self.protocol.path, self.protocol.body(items, self.model))
+        if answer.status == TOO_LARGE and len(items) > 1:
+            half = len(items) // 2
+            return [*self._rewards(start, items[:half], on_long), *self._rewards(start + half, items[half:], on_long)]
         if answer.status in TOO_LONG and on_long == "nan" and self.protocol.batch == 1:
             return [float("nan")]
+        where = f"conversation {start}" if len(items) == 1 else f"conversations {start} to {start + len(items) - 1}"
         if answer.status != 200:
             raise ModelError(f"{where}: {self.url}{self.protocol.path} answered {answer.status}: {answer.text[:300]}")
         try:
             found = self.protocol.rewards(json.loads(answer.text))
-            if len(found) != count:
-                raise ValueError(f"{len(found)} rewards for {count} conversations")
-            return [self._number(start + i, one, on_long) if isinstance(one, Lost) else float(one) for i, one in enumerate(found)]
+            values = [one if isinstance(one, Lost) else float(one) for one in found]
+            if len(values) != len(items):
+                raise ValueError(f"{len(values)} rewards for {len(items)} conversations")
         except (KeyError, IndexError, TypeError, ValueError) as error:
-            if isinstance(error, ModelError):
-                raise
             raise ModelError(f"{where}: {self.url}{self.protocol.path} answered something else than a reward: {answer.text[:300]}") from error
+        return [self._number(place, one, on_long) for place, one in enumerate(values, start)]
 
-    def _number(self, index: int, lost: Lost, on_long: str | None) -> float:
-        if lost.kind in TOO_LONG_KINDS and on_long == "nan":
+    def _number(self, place: int, found: float | Lost, on_long: str | None) -> float:
+        if isinstance(found, float):
+            return found
+        if found.kind in TOO_LONG_KINDS and on_long == "nan":
             return float("nan")
-        raise ModelError(f"conversation {index}: {self.url}{self.protocol.path}: {lost.message}")
+        raise ModelError(f"conversation {place}: {self.url}{self.protocol.path}: {found.message}")
 
     def _request(self, method: str, path: str, body: Any) -> Answer:
         pause = FIRST_PAUSE

@@ -6,13 +6,13 @@ from collections.abc import Mapping, Sequence
 from typing import Any, TypeAlias
 
 from palate.data.formats import Layout, parse_row
-from palate.data.loading import rename_columns
 from palate.errors import ConfigError, DataError, RowError
 from palate.scoring.gated import GatedScorer
 from palate.scoring.laplace import LaplaceScorer
 from palate.scoring.local import LocalScorer
 from palate.scoring.sources import open_scorer
 from palate.scoring.uncertainty import HeadScorer
+from palate.scoring.unranked import as_read
 from palate.types import PreferenceGroup, text_of
 
 LocatedRow = tuple[str, Mapping[str, Any]]
@@ -87,7 +87,7 @@ def _parsed(location: str, row: Mapping[str, Any], layout: Layout, columns: Mapp
     if row.keys() == {"line"}:
         return f"{location}: not a JSON object"
     try:
-        return parse_row(rename_columns(row, columns, location) if columns else row, layout, margins=False, compared=False)
+        return parse_row(as_read(row, columns, location), layout, margins=False, compared=False)
     except DataError as error:
         return f"{location}: {error}"
 

@@ -7,13 +7,14 @@ endpoint.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from palate.errors import ConfigError
 from palate.models.checkpoints import CONTRACT_NAME, find_beside
+from palate.scoring.adapters import load_adapters, member_folders, share_a_backbone
 from palate.scoring.averaging import load_average
 from palate.scoring.ensemble import Ensemble
 from palate.scoring.gated import GATE_NAME, GATE_WEIGHTS, load_gate
@@ -82,6 +83,8 @@ def open_scorer(source: str, *, input_format: str | None = None, protocol: str |
 
 def _checkpoint(source: str, input_format: str | None, options: Mapping[str, Any]) -> Opened:
     """A checkpoint, behind the gate or with the uncertainty that its folder holds."""
+    if member_folders(source):
+        raise ConfigError(f"{source}: holds adapters that were trained as members; read them together as ensemble:{source}, or give one of them")
     local = load_scorer(source, **options)
     gate, posterior = (find_beside(source, name, options.get("revision")) for name in (GATE_NAME, LAPLACE_NAME))
     if input_format and gate:
@@ -166,9 +169,13 @@ def _ensemble(source: str, kind: str, rest: str, strength: float, input_format: 
     settings = {"how": how, "strength": strength if how in STRENGTHENED else None}
     if len(names) == 1 and (Path(names[0]) / CONTRACT_NAME).is_file():
         return _member_heads(source, names[0], called, settings, input_format, options)
+    if len(names) == 1:
+        names = member_folders(names[0]) or names
     if len(names) < 2:
-        raise ConfigError(f"{source}: an ensemble has two members at least; expected {kind}:A,B[,C], or one checkpoint that was trained with loss.members")
-    members = [open_scorer(name, input_format=input_format, **options) for name in names]
+        raise ConfigError(
+            f"{source}: an ensemble has two members at least; expected {kind}:A,B[,C], or one folder that was trained with loss.members or model.members"
+        )
+    members = _members(names, input_format, options)
     scales = [_scale(member) for member in members]
     fixed = [scale for scale in scales if scale is not None]
     scorer = Ensemble([member.scorer for member in members], how=how, strength=strength, scales=fixed if len(fixed) == len(members) else None)
@@ -178,6 +185,17 @@ def _ensemble(source: str, kind: str, rest: str, strength: float, input_format: 
         identity = None
     shown = ", ".join(str(member.description["name"]) for member in members)
     return Opened(scorer, {"name": f"{called} of {shown}", "architecture": "ensemble"}, identity)
+
+
+def _members(names: Sequence[str], input_format: str | None, options: Mapping[str, Any]) -> list[Opened]:
+    """Each by itself, or, where they are adapters of one base, on one backbone."""
+    aside = (GATE_NAME, LAPLACE_NAME)
+    if input_format or any((Path(name) / file).is_file() for name in names for file in aside) or not share_a_backbone(names):
+        return [open_scorer(name, input_format=input_format, **options) for name in names]
+    return [
+        Opened(scorer, describe_model(scorer.local) | {"name": name}, _identity(name, scorer.local, None, options), scorer.local)
+        for name, scorer in zip(names, load_adapters(names, **options), strict=True)
+    ]
 
 
 def _member_heads(source: str, name: str, called: str, settings: Mapping[str, Any], input_format: str | None, options: Mapping[str, Any]) -> Opened:

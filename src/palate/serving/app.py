@@ -7,6 +7,7 @@ import logging
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
+from functools import cache
 from typing import TYPE_CHECKING, Any
 
 from pydantic import BaseModel, Field, ValidationError
@@ -67,13 +68,7 @@ def make_app(models: Models, settings: ServerSettings, metrics: Metrics) -> Fast
     app.add_exception_handler(HTTPException, refuse)
     app.add_middleware(Gate, settings=settings, metrics=metrics, paths=[*routes, *OPERATIONS])
     described = app.openapi
-
-    def openapi() -> dict[str, Any]:
-        if app.openapi_schema is None or "/v1/rewards" not in app.openapi_schema["paths"]:
-            app.openapi_schema = document(described(), routes)
-        return app.openapi_schema
-
-    app.openapi = openapi  # type: ignore[method-assign]
+    app.openapi = cache(lambda: document(described(), routes))  # type: ignore[method-assign]
     return app
 
 

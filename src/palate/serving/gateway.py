@@ -11,7 +11,7 @@ from pydantic import BaseModel
 from palate.serving.hosting import Hosted, Models
 from palate.serving.metrics import Metrics
 from palate.serving.pieces import Piece, Problem
-from palate.serving.routes import Errors, Refusal, Reply
+from palate.serving.routes import PLAIN, Errors, Refusal, Reply
 from palate.serving.settings import ServerSettings
 from palate.serving.worker import Scored
 
@@ -42,7 +42,7 @@ class Gateway:
                 raise
             return await successor.worker.score(pieces)  # swapped between the choice of the model and this line
 
-    async def rewards(self, hosted: Hosted, pieces: Sequence[Piece], errors: Errors) -> list[Scored]:
+    async def rewards(self, hosted: Hosted, pieces: Sequence[Piece], errors: Errors = PLAIN) -> list[Scored]:
         """The same for dialects that answer all or nothing. Raises Refusal with the first problem."""
         if not pieces:
             raise Refusal(errors.malformed, "malformed", "nothing to score: the list of inputs is empty")

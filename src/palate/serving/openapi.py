@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -53,5 +54,4 @@ def _any(schemas: Sequence[dict[str, Any]]) -> dict[str, Any]:
 
 
 def _first_line(route: Route) -> str:
-    module = __import__(route.answer.__module__, fromlist=["__doc__"])
-    return str(module.__doc__).split(":")[0].split(",")[0].strip()
+    return str(sys.modules[route.answer.__module__].__doc__).split(":")[0].split(",")[0].strip()

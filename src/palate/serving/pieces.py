@@ -64,6 +64,8 @@ class PieceEncoder:
             return [self._alone(piece) for piece in pieces]
 
     def _alone(self, piece: Piece) -> Encoded | Problem:
+        if not self.tokenizer.chat_template and any(not isinstance(part, str | TokenIds) for part in piece.exchange[:2]):
+            return Problem("refused", "this model has no chat template: send prompt and response as texts, or whole text")
         try:
             return self._fitted(piece, self._ids([piece])[0])
         except PalateError as error:

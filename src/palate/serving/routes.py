@@ -58,13 +58,16 @@ class Errors(NamedTuple):
     malformed: int = 400  # status of a body of another shape
 
 
+PLAIN = Errors()
+
+
 class Route(NamedTuple):
     path: str
     keys: tuple[str, ...]  # a body that holds one of them is this dialect's; several routes may share a path
     body: type[BaseModel]
     answer: Callable[[Gateway, Any], Awaitable[Reply]]
     reply: Any  # type of the answer, for OpenAPI
-    errors: Errors = Errors()
+    errors: Errors = PLAIN
 
     def read(self, body: dict[str, Any]) -> BaseModel:
         """The body, checked. Raises Refusal for another shape."""

@@ -60,6 +60,8 @@ class Shaped:
             raise ConfigError("a reward needs one part at least")
         self.parts = {name: part if isinstance(part, Part) else Part(part) for name, part in parts.items()}
         for name, part in self.parts.items():
+            if isinstance(part.scorer, str):
+                raise ConfigError(f"part {name!r}: {part.scorer!r} is a name; open it first: palate.scoring.sources.open_scorer({part.scorer!r}).scorer")
             if part.scale is not None and not (part.scale.std > 0 and np.isfinite(part.scale).all()):
                 raise ConfigError(f"part {name!r}: {part.scale}, expected two finite numbers, the deviation above 0")
             if part.clip is not None and not part.clip[0] < part.clip[1]:

@@ -21,6 +21,7 @@ from typing import NamedTuple, TypeAlias
 import numpy as np
 from scipy.linalg import cholesky
 
+from palate.data.tokenization import common_prefix
 from palate.scoring.gated import GatedScorer, gate_inputs
 from palate.scoring.laplace import LaplaceScorer, factored_deviations
 from palate.scoring.local import LocalScorer, aggregate_steps
@@ -35,7 +36,7 @@ logger = logging.getLogger(__name__)
 
 PIECES_PER_CALL = 256  # tokenized at a time, so that the model gets the first of many soon
 GATHERED_ROWS = 4
-"""Rows' worth of tokens gathered at a time, shared prefixes not yet taken off: with one row's worth, the groups of 64 clients were cut apart."""
+"""Rows' worth of work gathered at a time: with one row's worth, the groups of 64 clients were cut apart."""
 
 WARM_UP_TEXTS = 8  # as many as the engine checks its packing on
 
@@ -86,6 +87,7 @@ class Job(NamedTuple):
     ticket: Ticket
     place: int  # among the ticket's pieces
     encoded: Encoded
+    work: int  # tokens that the job before it in the queue does not share with it
 
 
 class Worker:
@@ -105,6 +107,7 @@ class Worker:
         self._ready: deque[Job] = deque()
         self._lock = threading.Lock()
         self._arrived, self._encoded = threading.Condition(self._lock), threading.Condition(self._lock)
+        self._last: list[int] = []  # sequence that was queued
         self._closing = self._all_encoded = False
         self._threads = [threading.Thread(target=run, name=f"{what}-{name}", daemon=True) for run, what in ((self._encode, "encode"), (self._score, "score"))]
         self._count = {key: getattr(metrics, key).labels(name) for key in ("items", "tokens", "truncated", "batch_fill", "batch_sequences")}
@@ -159,7 +162,7 @@ class Worker:
     def _encode(self) -> None:
         while tickets := self._next_tickets():
             encoded = self.encoder.encode([piece for ticket in tickets for piece in ticket.pieces])
-            self._queue(tickets, encoded)
+            self._queue(tickets, encoded, self._work(encoded))
         with self._lock:
             self._all_encoded = True
             self._encoded.notify()
@@ -174,14 +177,25 @@ class Worker:
                 tickets.append(self._intake.popleft())
             return tickets
 
-    def _queue(self, tickets: Sequence[Ticket], encoded: Sequence[Encoded | Problem]) -> None:
+    def _work(self, encoded: Sequence[Encoded | Problem]) -> list[int]:
+        """Tokens of each that the sequence before it does not share; responses to one prompt mostly come one after the other."""
+        if self.scorer.engine.packing != "shared":
+            return [len(one.ids) if isinstance(one, Encoded) else 0 for one in encoded]
+        work = []
+        for one in encoded:
+            ids = one.ids if isinstance(one, Encoded) else []
+            work.append(len(ids) - common_prefix([self._last, ids]))
+            self._last = ids or self._last
+        return work
+
+    def _queue(self, tickets: Sequence[Ticket], encoded: Sequence[Encoded | Problem], work: Sequence[int]) -> None:
         """Encoded pieces to the computing thread, problems back to their clients. A request that overfills the queue of tokens is refused whole."""
         ended: list[tuple[Ticket, Refusal | None]] = []
         at = 0
         with self._lock:
             for ticket in tickets:
-                own = encoded[at : at + len(ticket.pieces)]
-                at += len(own)
+                first, at = at, at + len(ticket.pieces)
+                own = encoded[first:at]
                 tokens = sum(len(one.ids) for one in own if isinstance(one, Encoded))
                 if self.tokens and self.tokens + tokens > self.settings.queue_tokens:
                     self.items -= len(own)
@@ -194,7 +208,7 @@ class Worker:
                         ticket.left -= 1
                         self.items -= 1
                     else:
-                        self._ready.append(Job(ticket, index, one))
+                        self._ready.append(Job(ticket, index, one, work[first + index]))
                 if not ticket.left:
                     ended.append((ticket, None))
             self._encoded.notify()
@@ -226,14 +240,14 @@ class Worker:
     def _take(self) -> list[Job]:
         """The first jobs that fit the budget; those that nobody waits for any more are let go."""
         jobs: list[Job] = []
-        tokens = 0
-        while self._ready and len(jobs) < self.batch_items and (not jobs or tokens + len(self._ready[0].encoded.ids) <= self.batch_tokens):
+        work = 0
+        while self._ready and len(jobs) < self.batch_items and (not jobs or work + self._ready[0].work <= self.batch_tokens):
             job = self._ready.popleft()
             if job.ticket.withdrawn:
                 self._release(job)
                 continue
+            work += job.work if jobs else len(job.encoded.ids)  # a batch begins by itself
             jobs.append(job)
-            tokens += len(job.encoded.ids)
         return jobs
 
     def _release(self, job: Job) -> None:
@@ -313,12 +327,12 @@ class Worker:
                 job.ticket.left -= 1
                 if not job.ticket.left:
                     ended.append((job.ticket, None))
-        _hand_back(ended)
         self._count["items"].inc(len(found))
         self._count["tokens"].inc(tokens)
         self._count["truncated"].inc(sum(job.encoded.truncated for job, _ in found))
         self._count["batch_fill"].observe(tokens / self.scorer.token_budget)
         self._count["batch_sequences"].observe(len(found))
+        _hand_back(ended)  # after the counts: who has an answer finds it counted
 
 
 def _deviation_reader(served: Served) -> Callable[[Sequence[Scored]], np.ndarray] | None:

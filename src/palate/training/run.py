@@ -24,6 +24,7 @@ from palate.data.tokenization import EncodeReport
 from palate.errors import ConfigError, Interrupted, PalateError, StorageError
 from palate.models.checkpoints import package_versions, whole_directory, write_text
 from palate.reports.model_card import write_model_card
+from palate.scoring.adapters import member_folder
 from palate.scoring.contract import check_saved
 from palate.training.adapters import adapter_config, quantization_config
 from palate.training.callbacks import StopOnInterrupt, TrainingBar
@@ -101,6 +102,24 @@ def dry_run(settings: RunSettings) -> dict[str, Any]:
         "prompts_in_both_sets": shared_prompts(data),
         "first_pair": {side: {"ids": list(ids), "text": decode(ids)} for side, ids in sides.items()},
     }
+
+
+def member_runs(settings: RunSettings, *, resume: bool = False) -> list[tuple[RunSettings, bool]]:
+    """(run, whether it goes on where it stopped) of each member that `model.members` asks for and that is not finished; else the run itself.
+
+    Members share the frozen base and nothing that is trained, so one after another is what all at once would be. Each has a seed of its own, for its start
+    and the order of its data; the held-out prompts, which `data.seed` decides, are the same.
+    """
+    if settings.model.members is None:
+        return [(settings, resume)]
+    model, first = settings.model.model_copy(update={"members": None}), settings.training.get("seed", RewardConfig.seed)
+    runs = []
+    for member in range(settings.model.members):
+        folder = member_folder(settings.training["output_dir"], member + 1)
+        own = settings.model_copy(update={"model": model, "training": settings.training | {"output_dir": str(folder), "seed": first + member}})
+        if not (resume and (folder / RUN_NAME).is_file()):
+            runs.append((own, resume and (folder / SETTINGS_NAME).is_file()))
+    return runs
 
 
 def train(settings: RunSettings, *, resume: bool = False, say: Say = print) -> FinishedRun:

@@ -31,12 +31,13 @@ class ModelSettings(Section):
     pad_token: str | None = Field(None, description="Padding token, never EOS. Unset: the tokenizer's, or a new one.")
     disable_dropout: bool = Field(True, description="Turn dropout off.")
     adapter: dict[str, Any] | None = Field(None, description="A PEFT adapter: {type: lora, r: 16, use_dora: true, ...}, any type and field of peft.")
+    members: int | None = Field(None, ge=2, description="Adapters trained one after another, an ensemble: output_dir/member-1, ..., each with its own seed.")
     merge_adapter: bool = Field(False, description="Save the merged model, a full checkpoint, in place of the adapter.")
     quantization: Literal["8bit", "4bit"] | None = Field(None, description="Base weights in 8 or 4 bits (bitsandbytes, CUDA), for training an adapter.")
 
     @model_validator(mode="after")
     def _adapts(self) -> ModelSettings:
-        for name in ("merge_adapter", "quantization"):
+        for name in ("members", "merge_adapter", "quantization"):
             if getattr(self, name) and self.adapter is None:
                 raise ValueError(f"{name} is for training an adapter; set adapter: {{type: lora}}, or leave it out")
         if self.merge_adapter and self.quantization:

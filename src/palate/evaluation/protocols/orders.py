@@ -280,13 +280,27 @@ def _order_accuracy(
 
 def _mean_of_orders(rows: Sequence[Ordered], confidence: float) -> Estimate:
     """Share of right verdicts over both orders, an item's two verdicts being one cluster; a tie by equal scores is half."""
-    values = [0.5 if verdict == "tie" else float(verdict == row.label) for row in rows for verdict in (row.first, row.second)]
+    values = [_worth(verdict, row.label) for row in rows for verdict in (row.first, row.second)]
     return proportion(values, np.repeat([row.prompt for row in rows], 2), confidence=confidence)._replace(n=len(rows))
 
 
-def right_of(records: Sequence[Record]) -> np.ndarray:
-    """1 where score_chosen exceeds score_rejected, else 0 (a tie and an item that could not be scored are wrong)."""
-    found = []
-    for i, record in enumerate(records):
-        found.append(beats(*pair_of(record, i)))
-    return np.array(found)
+class Credit(NamedTuple):
+    value: float
+    missing: bool  # a score or a verdict
+
+
+def credit_of(record: Record, i: int) -> Credit:
+    """What one item is worth: 1 where score_chosen exceeds score_rejected, else 0; of verdicts in both orders their mean, a tie being half of one.
+
+    What is missing is wrong.
+    """
+    if not {"judgments", "decisions", "winner_order12"} & record.keys():
+        pair = pair_of(record, i)
+        return Credit(beats(*pair), None in pair)
+    row = _read_order(record, i, None)
+    verdicts = (row.first, row.second)
+    return Credit(sum(_worth(verdict, row.label) for verdict in verdicts) / 2, None in verdicts)
+
+
+def _worth(verdict: Winner, label: Winner) -> float:
+    return 0.5 if verdict == "tie" else float(verdict == label)

@@ -13,7 +13,8 @@ from typing import NamedTuple
 import numpy as np
 
 from palate.errors import DataError
-from palate.evaluation.protocols.records import Record, Report, beats, by_subset, field_of, missing_subsets, pair_of, place_of, prompts_of, scores_of
+from palate.evaluation.protocols.orders import credit_of
+from palate.evaluation.protocols.records import Record, Report, by_subset, field_of, missing_subsets, place_of, prompts_of, scores_of
 from palate.stats.bootstrap import bootstrap_statistic
 from palate.stats.composite import Estimate, proportion, weighted
 
@@ -63,14 +64,18 @@ def rewardbench_sections(subsets: Mapping[str, Estimate | float], *, confidence:
 
 
 def rewardbench(records: Sequence[Record], *, partial: bool = False, confidence: float = 0.95) -> Report:
-    """Records {subset, score_chosen, score_rejected}. A tie of scores is wrong."""
+    """Records {subset, score_chosen, score_rejected}, a tie of scores being wrong; or {subset, label, verdicts of both orders} of a judge.
+
+    Of verdicts the mean of both orders counts, a tied one half: what reward-bench's one order, drawn at random, comes to on average (there a verdict that
+    could not be read is half as well, here it is wrong).
+    """
     subsets, unscored, prompts = {}, 0, prompts_of(records)
     for name, members in by_subset(records, "subset").items():
         values = []
         for i, record in members:
-            chosen, rejected = pair_of(record, i)
-            unscored += chosen is None or rejected is None
-            values.append(beats(chosen, rejected))
+            credit = credit_of(record, i)
+            unscored += credit.missing
+            values.append(credit.value)
         subsets[name] = proportion(values, prompts[[i for i, _ in members]], confidence=confidence)
     extra = (*PRIOR_SETS, *PRIOR_SETS_UNUSED)
     notes = missing_subsets([name for name in subsets if name not in extra], _SECTION_SUBSETS, "RewardBench", partial or all(name in extra for name in subsets))

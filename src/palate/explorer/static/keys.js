@@ -1,6 +1,10 @@
-// Keys press what is marked with them: <button data-key="a">. Nothing else happens here; pages work without it.
+// Keys, dialogs, and what is said where the server refuses. Pages can be read without it.
 "use strict";
 
+// On a narrow screen the name of this page may lie beyond the edge of the list of pages.
+document.querySelector(".top nav [aria-current]")?.scrollIntoView({ block: "nearest", inline: "center" });
+
+// A key presses what is marked with it: <button data-key="a">; behind an open dialog it presses nothing.
 const typing = (target) => target.closest("input, select, textarea, [contenteditable]") !== null;
 
 document.addEventListener("keydown", (event) => {
@@ -16,6 +20,7 @@ document.addEventListener("keydown", (event) => {
     help?.open ? help.close() : help?.showModal();
     return;
   }
+  if (document.querySelector("dialog[open]")) return;
   const wanted = document.querySelector(`[data-key="${CSS.escape(event.key)}"]:not([disabled])`);
   if (wanted === null) return;
   event.preventDefault();

@@ -53,6 +53,9 @@ class Folder:
 
     @property
     def labels(self) -> list[str]:
+        """The config's; an adapter has none, and its base is loaded with as many as the contract names."""
+        if self.is_adapter:
+            return list(self.outputs)
         found = self.config.get("id2label") or {}
         return [str(found[key]) for key in sorted(found, key=int)]
 
@@ -142,5 +145,5 @@ def pad_check(folder: Folder, why: str) -> Check:
 
 def one_label(folder: Folder, why: str) -> Check:
     passed = len(folder.labels) == 1
-    advice = f"id2label has {len(folder.labels)} entries; {why}"
+    advice = f"labels: {', '.join(folder.labels) or 'none'}; {why}"
     return Check("one label", passed, advice if passed else advice + ". `palate export --format hf --fold` writes one reward")

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 
 from palate.errors import PalateError
 from palate.interchange.doctor.checks import Check, Folder
+from palate.interchange.layouts import ADAPTER_WEIGHTS, head_tensors
 from palate.interchange.weights import find_weights, read_json
 from palate.models.checkpoints import CONTRACT_NAME, package_versions, read_contract
 from palate.scoring.gated import GATE_NAME
@@ -27,11 +28,13 @@ def own_checks(folder: Folder) -> Iterator[Check]:
 
 def _config_checks(folder: Folder) -> Iterator[Check]:
     config, outputs, labels = folder.config, folder.outputs, folder.labels
-    yield Check(
-        "architecture", folder.architecture.endswith("ForSequenceClassification"), f"{folder.architecture}; consumers look for *ForSequenceClassification"
-    )
+    named = folder.architecture.endswith("ForSequenceClassification")
+    advice = "consumers look for *ForSequenceClassification" + ("" if named else "; `palate import` makes one of another stack's model")
+    yield Check("architecture", named, f"{folder.architecture}; {advice}")
     if len(outputs) == 1:
-        yield Check("one label", len(labels) == 1, f"id2label has {len(labels)} entries; without exactly one, AutoModel builds a head of 2 and vLLM a softmax")
+        yield Check(
+            "one label", len(labels) == 1, f"labels: {', '.join(labels) or 'none'}; without exactly one, AutoModel builds a head of 2, and vLLM a softmax"
+        )
     else:
         yield Check(
             "labels",
@@ -53,9 +56,9 @@ def _adapter_checks(folder: Folder) -> Iterator[Check]:
     """An adapter: its head must be among what it saved, or every load starts from a random one."""
     config = read_json(folder.path / "adapter_config.json")
     yield Check("adapter", True, f"{config.get('peft_type')} on {config.get('base_model_name_or_path')}; `palate merge` makes it a full checkpoint")
-    weights = find_weights(folder.path, ("adapter_model.safetensors", "adapter_model.bin"))
+    weights = find_weights(folder.path, ADAPTER_WEIGHTS)
     names = weights.names() if weights else []
-    heads = [name for name in names if name.rsplit(".", 2)[-2] in ("score", "classifier", "out_proj")]
+    heads = head_tensors(names)
     yield Check("head", bool(heads), f"{len(names)} tensors, head: {', '.join(heads) or 'none'}; without it the reward is read by random weights")
     yield Check("tokenizer", (folder.path / "tokenizer.json").is_file(), "tokenizer.json of the trained model, with its chat template")
 

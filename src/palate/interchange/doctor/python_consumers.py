@@ -59,17 +59,18 @@ def double_bos(folder: Folder, who: str) -> Check:
 
 
 def sentence_transformers_checks(folder: Folder) -> Iterator[Check]:
+    """CrossEncoder.predict([messages]) renders the folder's template, as TRL does; with a template there, a text becomes a message too."""
     yield loads_as_classifier(folder)
     activation = (folder.config.get("sentence_transformers") or {}).get("activation_fn")
     yield Check("activation", activation == IDENTITY, f"activation_fn is {activation}; without Identity, CrossEncoder gives a sigmoid of one label")
+    yield folder.same_ids("trl")
     yield bias_check(folder)
 
 
 def trl_checks(folder: Folder) -> Iterator[Check]:
     """GRPOTrainer and RLOOTrainer with reward_funcs="folder"; `.logits[:, 0]`, the folder's own template, no special tokens added."""
     yield loads_as_classifier(folder)
-    if not folder.is_adapter:
-        yield one_label(folder, "it loads with num_labels=1 and reads the first output alone")
+    yield one_label(folder, "it loads with num_labels=1 and reads the first output alone")
     yield pad_check(folder, "it writes the tokenizer's pad token, or else EOS, into the model's config")
     template = folder.tokenizer is not None and bool(folder.tokenizer.chat_template)
     yield Check(
@@ -81,8 +82,7 @@ def trl_checks(folder: Folder) -> Iterator[Check]:
 
 def rewardbench_checks(folder: Folder) -> Iterator[Check]:
     yield loads_as_classifier(folder)
-    if not folder.is_adapter:
-        yield one_label(folder, "it reads one score")
+    yield one_label(folder, "it reads one score")
     yield pad_check(folder, "it falls back to EOS")
     yield bias_check(folder)
     yield Check(

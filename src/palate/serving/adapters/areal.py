@@ -10,7 +10,8 @@ from collections.abc import Sequence
 from functools import lru_cache
 from typing import Any, NamedTuple
 
-from palate.serving.rewards import RewardSource
+from palate.errors import DataError
+from palate.serving.rewards import RewardSource, conversation
 from palate.types import Exchange
 
 
@@ -28,8 +29,10 @@ class ArealReward(NamedTuple):
     def __call__(
         self, prompt: str, completions: str, prompt_ids: Sequence[int] | None = None, completion_ids: Sequence[int] | None = None, **data: Any
     ) -> float:
-        """Raises DataError for a sample without a reward, unless `unscored` gives it a number."""
-        exchange = Exchange(tuple(data["messages"]), ({"role": "assistant", "content": completions},)) if self.chat else Exchange(prompt, completions)
+        """Raises DataError for data without `messages` where they are asked for, and for a sample without a reward, unless `unscored` gives it a number."""
+        if self.chat and "messages" not in data:
+            raise DataError(f"chat=True scores the column `messages`, and the data has only {', '.join(data) or 'none'}")
+        exchange = conversation(data["messages"], [{"role": "assistant", "content": completions}]) if self.chat else Exchange(prompt, completions)
         return _opened(self.source).one(exchange).number(self.unscored)
 
 

@@ -52,4 +52,4 @@ def _asked(data_source: str, solution_str: str, ground_truth: Any, extra_info: M
 
 
 def _scored(reward: Reward, unscored: float | None) -> dict[str, float]:
-    return {"score": reward.number(unscored), **reward.parts}
+    return {**reward.parts, "score": reward.number(unscored)}  # a part may be called score too

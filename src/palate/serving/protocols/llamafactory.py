@@ -9,10 +9,8 @@ from pydantic import BaseModel, Field
 
 from palate.serving.gateway import Gateway, reply
 from palate.serving.pieces import Piece
-from palate.serving.routes import Body, Errors, Reply, Route
+from palate.serving.routes import Body, Reply, Route
 from palate.types import Exchange
-
-ERRORS = Errors()
 
 
 class ScoreRequest(Body):
@@ -31,9 +29,9 @@ class ScoreReply(BaseModel):
 async def evaluate(gateway: Gateway, body: ScoreRequest) -> Reply:
     hosted = gateway.models.first_unless(body.model)
     pieces = [Piece(Exchange("", text), "bare", limit=body.max_length, cut="right") for text in body.messages]
-    found = await gateway.rewards(hosted, pieces, ERRORS)
+    found = await gateway.rewards(hosted, pieces)
     answer = {"id": f"scoreeval-{uuid.uuid4().hex}", "object": "score.evaluation", "model": body.model or hosted.name, "scores": [one.reward for one in found]}
     return reply(answer, found)
 
 
-ROUTES = (Route("/v1/score/evaluation", ("messages",), ScoreRequest, evaluate, ScoreReply, ERRORS),)
+ROUTES = (Route("/v1/score/evaluation", ("messages",), ScoreRequest, evaluate, ScoreReply),)

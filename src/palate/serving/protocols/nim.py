@@ -14,9 +14,7 @@ from pydantic import BaseModel, Field
 from palate.serving.gateway import Gateway, Usage, reply, usage
 from palate.serving.messages import Chat, conversation
 from palate.serving.pieces import Piece, messages_exchange
-from palate.serving.routes import Body, Errors, Refusal, Reply, Route
-
-ERRORS = Errors()
+from palate.serving.routes import Body, Refusal, Reply, Route
 
 
 class ChatRequest(Body):
@@ -61,7 +59,7 @@ async def chat(gateway: Gateway, body: ChatRequest) -> Reply:
     if body.stream:
         raise Refusal(400, "malformed", "a reward is one number: set stream to false")
     hosted = gateway.models.get(body.model)
-    found = await gateway.rewards(hosted, [Piece(messages_exchange(conversation(body.messages)))], ERRORS)
+    found = await gateway.rewards(hosted, [Piece(messages_exchange(conversation(body.messages)))])
     names = hosted.scorer.readout.outputs
     several = len(names) > 1 and found[0].outputs
     values = dict(zip(names, found[0].outputs, strict=True)) if several else {"reward": found[0].reward}
@@ -76,4 +74,4 @@ async def chat(gateway: Gateway, body: ChatRequest) -> Reply:
     return reply(answer | {"usage": usage(found)}, found)
 
 
-ROUTES = (Route("/v1/chat/completions", ("messages",), ChatRequest, chat, ChatReply, ERRORS),)
+ROUTES = (Route("/v1/chat/completions", ("messages",), ChatRequest, chat, ChatReply),)

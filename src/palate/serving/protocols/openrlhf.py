@@ -10,10 +10,8 @@ from pydantic import BaseModel
 from palate.serving.gateway import Gateway, reply
 from palate.serving.hosting import Hosted
 from palate.serving.pieces import Piece
-from palate.serving.routes import Body, Errors, Reply, Route
+from palate.serving.routes import Body, Reply, Route
 from palate.types import Exchange
-
-ERRORS = Errors()
 
 
 class RewardRequest(Body):
@@ -31,7 +29,7 @@ class RewardReply(BaseModel):
 async def get_reward(gateway: Gateway, body: RewardRequest) -> Reply:
     hosted = gateway.models.get(None)
     texts = [body.query] if isinstance(body.query, str) else body.query
-    found = await gateway.rewards(hosted, [Piece(Exchange("", ending_once(hosted, text)), "bare") for text in texts], ERRORS)
+    found = await gateway.rewards(hosted, [Piece(Exchange("", ending_once(hosted, text)), "bare") for text in texts])
     rewards = [one.reward for one in found]
     return reply({"rewards": rewards, "scores": rewards, "extra_logs": {"truncated": [float(one.truncated) for one in found]}}, found)
 
@@ -48,4 +46,4 @@ def ending_once(hosted: Hosted, text: str) -> str:
     return text + eos
 
 
-ROUTES = (Route("/get_reward", ("query",), RewardRequest, get_reward, RewardReply, ERRORS),)
+ROUTES = (Route("/get_reward", ("query",), RewardRequest, get_reward, RewardReply),)

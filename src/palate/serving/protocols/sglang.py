@@ -13,11 +13,9 @@ from pydantic import BaseModel, StrictInt, model_validator
 
 from palate.serving.gateway import Gateway, reply
 from palate.serving.pieces import Piece
-from palate.serving.routes import Body, Errors, Reply, Route
+from palate.serving.routes import Body, Reply, Route
 from palate.serving.worker import Scored
 from palate.types import Exchange, TokenIds
-
-ERRORS = Errors()
 
 
 class ClassifyRequest(Body):
@@ -46,7 +44,7 @@ class Embedded(BaseModel):
 async def classify(gateway: Gateway, body: ClassifyRequest) -> Reply:
     hosted = gateway.models.get(None)
     pieces, single = _pieces(body.text if body.text is not None else body.input_ids)
-    found = await gateway.rewards(hosted, pieces, ERRORS)
+    found = await gateway.rewards(hosted, pieces)
     rows = [_embedded(one) for one in found]
     return reply(rows[0] if single else rows, found)
 
@@ -89,13 +87,13 @@ class EmbeddingReply(BaseModel):
 
 async def embeddings(gateway: Gateway, body: EmbeddingRequest) -> Reply:
     hosted = gateway.models.first_unless(body.model)
-    found = await gateway.rewards(hosted, _pieces(body.input)[0], ERRORS)
+    found = await gateway.rewards(hosted, _pieces(body.input)[0])
     tokens = sum(len(one.ids) for one in found)
     data = [{"embedding": [one.reward], "index": i, "object": "embedding"} for i, one in enumerate(found)]
     return reply({"data": data, "model": hosted.name, "object": "list", "usage": {"prompt_tokens": tokens, "total_tokens": tokens}}, found)
 
 
 ROUTES = (
-    Route("/classify", ("text", "input_ids"), ClassifyRequest, classify, Embedded | list[Embedded], ERRORS),
-    Route("/v1/embeddings", ("input",), EmbeddingRequest, embeddings, EmbeddingReply, ERRORS),
+    Route("/classify", ("text", "input_ids"), ClassifyRequest, classify, Embedded | list[Embedded]),
+    Route("/v1/embeddings", ("input",), EmbeddingRequest, embeddings, EmbeddingReply),
 )

@@ -13,10 +13,8 @@ from palate.serving.hosting import Hosted
 from palate.serving.messages import Chat, conversation
 from palate.serving.pieces import Piece, messages_exchange, turn_exchange
 from palate.serving.protocols.openrlhf import ending_once
-from palate.serving.routes import Body, Errors, Reply, Route
+from palate.serving.routes import Body, Reply, Route
 from palate.types import Exchange
-
-ERRORS = Errors()
 
 
 class RewardRequest(Body):
@@ -27,7 +25,7 @@ class RewardRequest(Body):
 
 async def reward(gateway: Gateway, body: RewardRequest) -> Reply:
     hosted = gateway.models.get(None)
-    found = await gateway.rewards(hosted, [_piece(hosted, body)], ERRORS)
+    found = await gateway.rewards(hosted, [_piece(hosted, body)])
     return reply(found[0].reward, found)
 
 
@@ -44,4 +42,4 @@ def _piece(hosted: Hosted, body: RewardRequest) -> Piece:
     return Piece(turn_exchange(hosted.scorer, body.prompt, response))
 
 
-ROUTES = (Route("/slime", ("prompt",), RewardRequest, reward, float, ERRORS),)
+ROUTES = (Route("/slime", ("prompt",), RewardRequest, reward, float),)

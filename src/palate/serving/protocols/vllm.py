@@ -20,11 +20,10 @@ from palate.serving.gateway import Gateway, Usage, num_tokens, reply, usage
 from palate.serving.hosting import Hosted
 from palate.serving.messages import Chat, check_template_args, conversation
 from palate.serving.pieces import Piece, messages_exchange, turn_exchange
-from palate.serving.routes import Body, Errors, Refusal, Reply, Route, sigmoid
+from palate.serving.routes import Body, Refusal, Reply, Route, sigmoid
 from palate.serving.worker import Scored
 from palate.types import Exchange, TokenIds
 
-ERRORS = Errors()
 Texts = str | list[StrictInt] | list[str] | list[list[StrictInt]]
 
 
@@ -102,7 +101,7 @@ class ClassifyReply(BaseModel):
 
 async def classify(gateway: Gateway, body: Inputs) -> Reply:
     hosted = gateway.models.get(body.model)
-    found = await gateway.rewards(hosted, body.pieces(hosted), ERRORS)
+    found = await gateway.rewards(hosted, body.pieces(hosted))
     data = [{"index": i, "label": "reward", "probs": [body.activated(one.reward)], "num_classes": 1} for i, one in enumerate(found)]
     return reply(listed("classify", hosted, data, found), found)
 
@@ -130,7 +129,7 @@ class PoolingReply(BaseModel):
 async def pooling(gateway: Gateway, body: PoolingRequest) -> Reply:
     hosted = gateway.models.get(body.model)
     every = body.task == "token_classify"
-    found = await gateway.rewards(hosted, [piece._replace(every_token=every) for piece in body.pieces(hosted)], ERRORS)
+    found = await gateway.rewards(hosted, [piece._replace(every_token=every) for piece in body.pieces(hosted)])
     data = []
     for i, one in enumerate(found):
         values = [[body.activated(reward)] for reward in one.tokens or []] if every else [body.activated(one.reward)]
@@ -202,7 +201,7 @@ class ScoreReply(BaseModel):
 
 async def score(gateway: Gateway, body: ScoreRequest) -> Reply:
     hosted = gateway.models.get(body.model)
-    found = await gateway.rewards(hosted, [Piece(turn_exchange(hosted.scorer, *pair)) for pair in body.pairs()], ERRORS)
+    found = await gateway.rewards(hosted, [Piece(turn_exchange(hosted.scorer, *pair)) for pair in body.pairs()])
     data = [{"index": i, "object": "score", "score": body.activated(one.reward)} for i, one in enumerate(found)]
     return reply(listed("score", hosted, data, found), found)
 
@@ -238,7 +237,7 @@ class RerankReply(BaseModel):
 async def rerank(gateway: Gateway, body: RerankRequest) -> Reply:
     hosted = gateway.models.get(body.model)
     texts = [one if isinstance(one, str) else one.text for one in body.documents]
-    found = await gateway.rewards(hosted, [Piece(turn_exchange(hosted.scorer, body.query, text)) for text in texts], ERRORS)
+    found = await gateway.rewards(hosted, [Piece(turn_exchange(hosted.scorer, body.query, text)) for text in texts])
     order = sorted(range(len(texts)), key=lambda i: -found[i].reward)[: body.top_n or None]
     results = [{"index": i, "document": {"text": texts[i]}, "relevance_score": body.activated(found[i].reward)} for i in order]
     counted = {"prompt_tokens": num_tokens(found), "total_tokens": num_tokens(found)}
@@ -248,8 +247,8 @@ async def rerank(gateway: Gateway, body: RerankRequest) -> Reply:
 SCORED = ("queries", "text_1", "data_1")
 
 ROUTES = (
-    Route("/classify", ("input", "messages"), Inputs, classify, ClassifyReply, ERRORS),
-    Route("/pooling", ("input", "messages"), PoolingRequest, pooling, PoolingReply, ERRORS),
-    *(Route(path, SCORED, ScoreRequest, score, ScoreReply, ERRORS) for path in ("/score", "/v1/score")),
-    *(Route(path, ("documents",), RerankRequest, rerank, RerankReply, ERRORS) for path in ("/rerank", "/v1/rerank", "/v2/rerank")),
+    Route("/classify", ("input", "messages"), Inputs, classify, ClassifyReply),
+    Route("/pooling", ("input", "messages"), PoolingRequest, pooling, PoolingReply),
+    *(Route(path, SCORED, ScoreRequest, score, ScoreReply) for path in ("/score", "/v1/score")),
+    *(Route(path, ("documents",), RerankRequest, rerank, RerankReply) for path in ("/rerank", "/v1/rerank", "/v2/rerank")),
 )
