@@ -8,7 +8,7 @@ from functools import cache
 from importlib.resources import files
 from typing import Any, NamedTuple
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
+from jinja2 import ChoiceLoader, Environment, PackageLoader, StrictUndefined
 
 FILES = {
     "page.css": ("palate.reports", "templates/page.css", "text/css"),
@@ -37,7 +37,8 @@ def served() -> dict[str, File]:
 
 def templates(**shared: Any) -> Environment:
     """The templates with what all of them see. Whatever is put into one is escaped, and a name that is missing is an error."""
-    environment = Environment(loader=PackageLoader("palate.explorer"), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    loader = ChoiceLoader([PackageLoader("palate.explorer"), PackageLoader("palate.reports")])  # tables are those of reports
+    environment = Environment(loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     # in the address of each file, so that a browser keeps none of an older version
     version = hashlib.sha256(b"".join(file.content for file in served().values())).hexdigest()[:12]
     environment.globals |= {**shared, "version": version, "htmx": json.dumps(HTMX)}

@@ -90,13 +90,16 @@ class Classified(BaseModel):
     num_classes: int
 
 
-class ClassifyReply(BaseModel):
+class ListReply(BaseModel):
     id: str
     object: Literal["list"]
     created: int
     model: str
-    data: list[Classified]
     usage: Usage
+
+
+class ClassifyReply(ListReply):
+    data: list[Classified]
 
 
 async def classify(gateway: Gateway, body: Inputs) -> Reply:
@@ -117,13 +120,8 @@ class Pooled(BaseModel):
     data: list[float] | list[list[float]] | str
 
 
-class PoolingReply(BaseModel):
-    id: str
-    object: Literal["list"]
-    created: int
-    model: str
+class PoolingReply(ListReply):
     data: list[Pooled]
-    usage: Usage
 
 
 async def pooling(gateway: Gateway, body: PoolingRequest) -> Reply:
@@ -190,13 +188,8 @@ class ScoreRow(BaseModel):
     score: float
 
 
-class ScoreReply(BaseModel):
-    id: str
-    object: Literal["list"]
-    created: int
-    model: str
+class ScoreReply(ListReply):
     data: list[ScoreRow]
-    usage: Usage
 
 
 async def score(gateway: Gateway, body: ScoreRequest) -> Reply:
