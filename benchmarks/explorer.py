@@ -63,6 +63,7 @@ QUESTIONS = {
     "one pair": "/pairs/54321",
     "the queue": "/label?outcome=suspect&sort=disagreement",
     "prompts": "/prompts",
+    "the measures, all of them": "/measures/report",
 }
 
 

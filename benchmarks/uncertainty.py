@@ -1,16 +1,19 @@
-"""Best-of-n under a gold scorer by one head, an ensemble of heads and lower bounds; whether stated uncertainties hold; ridge heads and a gate on real ratings.
+"""Best-of-n under a gold scorer by one head or run, ensembles of either, averaged weights and lower bounds; whether stated uncertainties hold; ridge heads
+and a gate on real ratings.
 
-    python benchmarks/uncertainty.py --data FOLDER --scratch FOLDER --output results/uncertainty.json [--only alpaca,gsm8k,few,ratings,attributes]
+    python benchmarks/uncertainty.py --data FOLDER --scratch FOLDER --output results/uncertainty.json [--only alpaca,gsm8k,runs,few,ratings,attributes]
 
 all-MiniLM-L6-v2, trained in each case in one short run (two epochs, for ratings three, learning rate 1e-4, one thread, bfloat16 autocast). Gold: win
 probabilities of a judge over a common baseline (alpaca_eval_kwise), right answers (gsm8k_kwise), ratings of 1 to 5 (gpt4_rated). `few` fits heads on
-the frozen backbones to few, partly wrong, comparisons, 20 times over. Elsewhere there is one seed: what intervals over prompts do not hold is how much
-a second training run would differ.
+the frozen backbones to few, partly wrong, comparisons, 20 times over. `runs` trains four models by `palate train`, one epoch each, with seeds of their
+own, and tests them on 32 candidates of a prompt and more. Elsewhere there is one seed: what intervals over prompts do not hold is how much a second
+training run would differ.
 """
 
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
 import random
 import time
@@ -19,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from scipy.special import expit
 
 MEMBERS = 4
 SIZES = {"alpaca": 180, "gsm8k": 300}  # training prompts
@@ -29,7 +33,9 @@ STRENGTHS = (0.5, 1.0, 2.0)
 FEW = ((10, 0.0), (10, 0.25), (40, 0.0), (40, 0.25))
 """(prompts with comparisons, share of the labels that is flipped); a quarter is what Coste et al. 2023 flip."""
 REPEATS = 20
+POOLED_N = 32  # candidates that a prompt of the pool has at least
 Rows = list[dict[str, Any]]
+Lists = list[tuple[np.ndarray, slice]]
 
 
 def lines(path: Path) -> Rows:
@@ -77,6 +83,25 @@ def rated(folder: Path) -> tuple[Rows, Rows]:
     return [row for row in rows if row["question"] not in held], [row for row in rows if row["question"] in held]
 
 
+def pool(folder: Path) -> Rows:
+    """What many systems answered to one instruction, as one pool: test rows of POOLED_N responses or more that fit, of instructions `alpaca` does not train on.
+
+    Log-odds of every file are against the same baseline by the same judge; a text that several systems gave counts once.
+    """
+    found: dict[str, dict[str, float]] = {}
+    for file in ("alpaca_eval_pairs_test.jsonl", "alpaca_eval_pairs_train_small.jsonl"):
+        for row in lines(folder / file):
+            found.setdefault(row["prompt"], {}).update({row[side]: float(expit(row[f"score_{side}"])) for side in ("chosen", "rejected")})
+    for row in lines(folder / "alpaca_eval_kwise.jsonl"):
+        found.setdefault(row["prompt"], {}).update(zip(row["responses"], row["win_probs"], strict=True))
+    for row in lines(folder / "alpaca_eval_direct_soft.jsonl"):
+        found.setdefault(row["prompt"], {})[row["response_b"]] = row["prob_b"]
+    for row in alpaca(folder)[0]:
+        found.pop(row["prompt"], None)
+    fits = {prompt: {text: gold for text, gold in own.items() if text.strip() and len(prompt) + len(text) <= LONGEST} for prompt, own in found.items()}
+    return [{"prompt": prompt, "responses": list(own), "gold": list(own.values())} for prompt, own in fits.items() if len(own) >= POOLED_N]
+
+
 # --- training -----------------------------------------------------------------------------------------------------------------------------------------
 
 
@@ -114,6 +139,38 @@ def trained(name: str, rows: Rows, loss: Mapping[str, Any], scratch: Path, *, ba
     return folder
 
 
+def run_of(rows: Rows, seed: int, scratch: Path) -> Path:
+    """The same in one epoch by `palate train`, one output, under a seed of its own for the head's start and the order of the rows."""
+    from palate.cli.main import main as palate
+    from palate.sample import base_model_path
+
+    folder, data = scratch / f"alpaca-run-{seed}", scratch / "alpaca-train.jsonl"
+    if (folder / "reward_contract.json").is_file():
+        return folder
+    data.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    flags = {
+        "model.name_or_path": base_model_path(),
+        "data": {"train": str(data), "max_length": 320, "length_policy": "truncate_prompt"},
+        "loss": {"type": "bradley_terry", "margins": "none", "centering": 0.01},
+        "training.output_dir": folder,
+        "training.num_train_epochs": 1,
+        "training.learning_rate": 1e-4,
+        "training.per_device_train_batch_size": 8,
+        "training.use_cpu": True,
+        "training.bf16": True,
+        "training.save_strategy": "no",
+        "training.report_to": "none",
+        "training.seed": seed,
+    }
+    given = {f"{key}.{name}": value for key, part in flags.items() if isinstance(part, dict) for name, value in part.items()}
+    given |= {key: value for key, value in flags.items() if not isinstance(value, dict)}
+    started = time.perf_counter()
+    if palate(["train", *(part for key, value in given.items() for part in (f"--{key}", str(value)))]):
+        raise SystemExit(f"{folder}: training failed")
+    print(f"{folder.name}: trained in {time.perf_counter() - started:.0f} s", flush=True)
+    return folder
+
+
 # --- best of n ----------------------------------------------------------------------------------------------------------------------------------------
 
 
@@ -125,8 +182,6 @@ def best_of_n(name: str, make: Callable[[Path], tuple[Rows, Rows]], folder: Path
     from palate.scoring.laplace import linear_reward
     from palate.scoring.local import load_scorer
     from palate.scoring.uncertainty import COMBINE
-    from palate.stats.best_of_n import best_of_n_curve, expected_best_of_n
-    from palate.stats.intervals import mean_interval
 
     train, test = make(folder)
     loss = {"members": {"count": MEMBERS, "bootstrap": True}, "margins": "none", "centering": 0.01}
@@ -144,37 +199,81 @@ def best_of_n(name: str, make: Callable[[Path], tuple[Rows, Rows]], folder: Path
         proxies[f"mean - {strength:g} deviation of heads"] = COMBINE["lower"](outputs.T, strength)
         proxies[f"mean - {strength:g} variance of heads"] = COMBINE["variance"](outputs.T, strength)
         proxies[f"mean - {strength:g} last-layer deviation"] = mean - strength * deviations
-    starts = np.cumsum([0, *(len(row["responses"]) for row in test)])
-    lists = [(np.array(row["gold"])[kept[a:b]], slice(a, b)) for row, a, b in zip(test, starts[:-1], starts[1:], strict=True)]
-    usable = [(gold, rows) for gold, rows in lists if len(gold) >= LARGEST_N]
-    single = np.array([[expected_best_of_n(gold, proxies[f"head {m + 1}"][rows][kept[rows]], LARGEST_N) for m in range(MEMBERS)] for gold, rows in usable])
-    table: dict[str, Any] = {}
-    for proxy, rewards in proxies.items():
-        scores = [rewards[rows][kept[rows]] for _, rows in usable]
-        curve = best_of_n_curve([gold for gold, _ in usable], scores, range(1, LARGEST_N + 1))
-        own = np.array([expected_best_of_n(gold, score, LARGEST_N) for (gold, _), score in zip(usable, scores, strict=True)])
-        gain = own - single.mean(axis=1)
-        low, high, _ = mean_interval(gain, np.arange(len(gain)))
-        table[proxy] = {
-            "gold": curve.expected.tolist(),
-            "low": curve.low.tolist(),
-            "high": curve.high.tolist(),
-            "over_single": [float(gain.mean()), float(low), float(high)],
-        }
+    usable = kept_lists(test, kept, LARGEST_N)
+    found = chosen_by(proxies, [f"head {m + 1}" for m in range(MEMBERS)], usable, kept, range(1, LARGEST_N + 1))
     uncertainty = {
         "heads": calibrated(usable, kept, outputs, None),
         "last layer": calibrated(usable, kept, np.repeat(mean[:, None], MEMBERS, axis=1), (fit, embeddings)),
     }
-    return {
-        "train_prompts": len(train),
-        "test_prompts": curve.prompts,
-        "left_out": curve.left_out,
-        "oracle": curve.oracle.tolist(),
-        "random": float(curve.random[0]),
-        "posterior": {"ridge": fit.ridge, "temperature": fit.temperature, "held_out": fit.held_out, "plain": fit.plain},
-        "proxies": table,
-        "uncertainty": uncertainty,
-    }
+    posterior = {"ridge": fit.ridge, "temperature": fit.temperature, "held_out": fit.held_out, "plain": fit.plain}
+    return {"train_prompts": len(train), **found, "posterior": posterior, "uncertainty": uncertainty}
+
+
+def kept_lists(test: Rows, kept: np.ndarray, least: int) -> Lists:
+    """(gold of the kept responses, rows of all of them) of each prompt with `least` kept ones; `kept` bool [N], responses one prompt after the other."""
+    starts = np.cumsum([0, *(len(row["responses"]) for row in test)])
+    lists = [(np.array(row["gold"])[kept[a:b]], slice(a, b)) for row, a, b in zip(test, starts[:-1], starts[1:], strict=True)]
+    return [(gold, rows) for gold, rows in lists if len(gold) >= least]
+
+
+def chosen_by(proxies: Mapping[str, np.ndarray], singles: Sequence[str], usable: Lists, kept: np.ndarray, ns: Sequence[int]) -> dict[str, Any]:
+    """Gold of the best of n by each proxy [N]; at the largest n, its difference to the mean of single models', and what the last half of n brought."""
+    from palate.stats.best_of_n import best_of_n_curve, expected_best_of_n
+    from palate.stats.intervals import mean_interval
+
+    def golds(proxy: str, n: int) -> np.ndarray:
+        return np.array([expected_best_of_n(gold, proxies[proxy][rows][kept[rows]], n) for gold, rows in usable])
+
+    def over(difference: np.ndarray) -> list[float]:
+        low, high, _ = mean_interval(difference, np.arange(len(difference)))
+        return [float(difference.mean()), float(low), float(high)]
+
+    largest = ns[-1]
+    single = np.mean([golds(name, largest) for name in singles], axis=0)
+    table: dict[str, Any] = {}
+    for proxy, rewards in proxies.items():
+        curve = best_of_n_curve([gold for gold, _ in usable], [rewards[rows][kept[rows]] for _, rows in usable], ns)
+        table[proxy] = {name: getattr(curve, name).tolist() for name in ("expected", "low", "high")}
+        table[proxy]["gold"] = table[proxy].pop("expected")
+        table[proxy]["over_single"] = over(golds(proxy, largest) - single)
+        table[proxy]["last_half"] = over(golds(proxy, largest) - golds(proxy, largest // 2))
+    found = {"n": list(ns), "test_prompts": curve.prompts, "left_out": curve.left_out, "oracle": curve.oracle.tolist(), "random": float(curve.random[0])}
+    return found | {"proxies": table}
+
+
+def runs(folder: Path, scratch: Path) -> dict[str, Any]:
+    """Models trained one by one on the rows of `alpaca`: single, combined, and their weights averaged, on the pool."""
+    from palate.scoring.ensemble import Ensemble
+
+    train, test, ns = alpaca(folder)[0], pool(folder), [2**k for k in range(POOLED_N.bit_length())]
+    folders = [run_of(train, seed, scratch) for seed in range(1, MEMBERS + 1)]
+    exchanges = [(row["prompt"], response) for row in test for response in row["responses"]]
+    singles = {f"run {m + 1}": scored(str(one), exchanges, scratch) for m, one in enumerate(folders)}
+    averaged = scored(f"average:{','.join(map(str, folders))}", exchanges, scratch, "float32")  # members rounded before they are averaged choose otherwise
+    kept = np.isfinite([*singles.values(), averaged]).all(axis=0)
+    members: Any = [_Scored(rewards) for rewards in singles.values()]
+    proxies = singles | {"average of weights": averaged, "length": np.array([float(len(response)) for _, response in exchanges])}
+    for how, strengths in (("mean", (1.0,)), ("worst", (1.0,)), ("variance", STRENGTHS), ("lower", STRENGTHS)):
+        for strength in strengths:  # without evaluation data no contract has a scale: members are z-scored over what is scored, as the commands do
+            called = {"variance": f"mean - {strength:g} variance of runs", "lower": f"mean - {strength:g} deviation of runs"}.get(how, f"{how} of runs")
+            proxies[called] = Ensemble(members, how=how, strength=strength).estimate(exchanges).rewards
+    usable = kept_lists(test, kept, POOLED_N)
+    scaled = np.array([(rewards - rewards[kept].mean()) / rewards[kept].std() for rewards in singles.values()])
+    agree = np.corrcoef(scaled[:, kept])[np.triu_indices(MEMBERS, 1)]
+    found = {"train_prompts": len(train), **chosen_by(proxies, list(singles), usable, kept, ns), "correlation_of_runs": float(agree.mean())}
+    return found | {"uncertainty": {"runs": calibrated(usable, kept, scaled.T, None)}}
+
+
+def scored(source: str, exchanges: Sequence[Any], scratch: Path, dtype: str = "bfloat16") -> np.ndarray:
+    """Rewards [N] of what `palate best-of --model` takes, NaN for what is too long. Kept in a file, one for each source, dtype and list of texts."""
+    from palate.scoring.sources import open_scorer
+
+    key = hashlib.sha256(json.dumps([source, dtype, exchanges]).encode()).hexdigest()[:16]
+    path = scratch / f"rewards-{key}.npy"
+    if not path.is_file():
+        scorer: Any = open_scorer(source, dtype=dtype).scorer
+        np.save(path, scorer.score(exchanges, on_long="nan"))
+    return np.load(path)
 
 
 def embedded_test(name: str, make: Callable[[Path], tuple[Rows, Rows]], folder: Path, scratch: Path) -> tuple[Rows, np.ndarray]:
@@ -246,7 +345,7 @@ def _compared(rows: Sequence[tuple[np.ndarray, np.ndarray]], noise: float, rng: 
     return embedded_pairs(_Known(rows), load_groups(compared).groups)
 
 
-def calibrated(usable: Sequence[Any], kept: np.ndarray, outputs: np.ndarray, posterior: Any) -> dict[str, Any]:
+def calibrated(usable: Lists, kept: np.ndarray, outputs: np.ndarray, posterior: Any) -> dict[str, Any]:
     """Pairs of unequal gold: do their probabilities, and errors, follow the deviation of the difference? Fitted temperature in both cases."""
     from palate.stats.calibration import expected_calibration_error, fit_temperature, log_loss
     from palate.stats.uncertainty import error_growth, moderated
@@ -377,6 +476,16 @@ def attributes(folder: Path, scratch: Path) -> dict[str, Any]:
     return found
 
 
+class _Scored:
+    """A member whose rewards are at hand."""
+
+    def __init__(self, rewards: np.ndarray):
+        self.rewards = rewards
+
+    def score(self, conversations: Sequence[Any], **_: Any) -> np.ndarray:
+        return self.rewards
+
+
 class _Known:
     """Embeddings at hand, of responses called `prompt number` and `response number`."""
 
@@ -416,7 +525,7 @@ def main() -> None:
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--scratch", type=Path, required=True)
     parser.add_argument("--output", type=Path, required=True)
-    parser.add_argument("--only", default="alpaca,gsm8k,few,ratings,attributes")
+    parser.add_argument("--only", default="alpaca,gsm8k,runs,few,ratings,attributes")
     options = parser.parse_args()
     import torch
 
@@ -424,6 +533,7 @@ def main() -> None:
     jobs: dict[str, Callable[[], dict[str, Any]]] = {
         "alpaca": lambda: best_of_n("alpaca", alpaca, options.data, options.scratch),
         "gsm8k": lambda: best_of_n("gsm8k", gsm8k, options.data, options.scratch),
+        "runs": lambda: runs(options.data, options.scratch),
         "few": lambda: few(options.data, options.scratch),
         "ratings": lambda: ratings(options.data, options.scratch),
         "attributes": lambda: attributes(options.data, options.scratch),

@@ -14,6 +14,9 @@ Every message says what was got, what was expected, where, and what to do.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 
 class PalateError(ValueError):
     """Base of all errors that are the user's to mend."""
@@ -51,3 +54,8 @@ class StorageError(PalateError):
 
 class Interrupted(PalateError):
     exit_code = 130
+
+
+def tally(counts: Mapping[Any, int], none: str = "nothing") -> str:
+    """How messages name counts: "3 x both tie, 1 x empty response"; what was counted 0 times is left out."""
+    return ", ".join(f"{count} x {what}" for what, count in counts.items() if count) or none

@@ -96,9 +96,17 @@ def test_mistakes_end_in_a_sentence(model: Path, write_jsonl, tmp_path: Path, ca
     assert main([*decompose, str(tmp_path / "x"), "--components", "33"]) == 3
     assert main([*decompose, str(model)]) == 5
     assert main([*decompose, str(tmp_path / "x"), "--components", "3", "--by", "nobody"]) == 3
-    assert main(["adapt", "--model", str(model), "--data", data, "--n", "25"]) == 3
+    assert main(["adapt", "--model", str(model), "--data", data, "--output", str(tmp_path / "x")]) == 4
+    assert main([*decompose, str(tmp_path / "heads"), "--components", "3"]) == 0
+    assert main(["adapt", "--model", str(tmp_path / "heads"), "--data", data, "--n", "25"]) == 3
     said = capsys.readouterr().err
-    for sentence in ("there are 29 at most", "is not empty; give a new folder", "columns that may: worker", "25 comparisons to adapt on"):
+    for sentence in (
+        "there are 29 at most",
+        "is not empty; give a new folder",
+        "columns that may: worker",
+        "has the one output reward",
+        "25 comparisons to adapt on",
+    ):
         assert sentence in said
     assert not (tmp_path / "x").exists()
     for wrong in (["--by", "worker", "--output", "x"], ["--user", "ann"], ["--draws", "1"], ["--output", "x", "--results", "r"], ["--n", "0"]):

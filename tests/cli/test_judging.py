@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import pyarrow.parquet
 import pytest
 import yaml
 from tests.conftest import TOKENIZERS, tiny_model
@@ -51,6 +52,24 @@ def test_build_writes_rows_and_card_and_asks_once(rows: str, tmp_path: Path, cap
     assert card["judged_pairs"] == card["rows"] + sum(card["left_out"].values()) and card["source_strengths"]["m"] > card["source_strengths"]["o"]
     assert card["provenance"]["judge"] == "stub" and card["provenance"]["policy"] == "drop" and card["calls"]["requests"] == 0 < card["calls"]["cached"]
     assert main(["data", "check", str(output)]) == 0
+
+
+def test_rows_as_parquet(rows: str, tmp_path: Path) -> None:
+    with running(Dials()) as stub:
+        common = ["build", "--data", rows, *flags(stub.url, tmp_path)]
+        assert main([*common, "--output", str(tmp_path / "p.parquet")]) == main([*common, "--output", str(tmp_path / "p.jsonl")]) == 0
+    table = pyarrow.parquet.read_table(tmp_path / "p.parquet").to_pylist()
+    assert table == [json.loads(line) for line in (tmp_path / "p.jsonl").read_text().splitlines()]
+    assert main(["data", "check", str(tmp_path / "p.parquet")]) == 0
+
+
+@pytest.mark.parametrize("flag", ["--limit=-1", "--concurrency=0", "--ridge=0", "--margin-clip=-1", "--rating-span=-3", "--temperature=-1", "--max-tokens=0"])
+def test_numbers_that_cannot_be_are_refused_before_anything_is_asked(flag: str, rows: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with running(Dials()) as stub:
+        with pytest.raises(SystemExit) as ended:
+            main(["build", "--data", rows, "--output", str(tmp_path / "p.jsonl"), *flags(stub.url, tmp_path), flag])
+        assert ended.value.code == 2 and stub.stats()["served"] == 0
+    assert f"argument {flag.split('=')[0]}" in capsys.readouterr().err
 
 
 def test_a_budget_ends_a_build_with_what_it_has_and_the_next_goes_on(rows: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -191,7 +210,7 @@ def test_generate(write_jsonl, tmp_path: Path, capsys: pytest.CaptureFixture[str
         arguments = [*common, "--base-url", stub.url]
         assert main([*arguments, "--dry-run"]) == 0
         out = capsys.readouterr().out
-        assert "one: 10 calls" in out and "20 requests, 0 answered before: 20 calls" in out and stub.stats()["served"] == 0
+        assert "one: 10 calls" in out and "20 requests, 0 answered before: 20 calls" in out and "Besides these" in out and stub.stats()["served"] == 0
         assert main(arguments) == 0 and main(arguments) == 0 and stub.stats()["served"] == 20 + 2 * 5, "each model is probed once"
         written = [json.loads(line) for line in output.read_text().splitlines()]
         report = json.loads(output.with_suffix(".report.json").read_text())

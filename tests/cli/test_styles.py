@@ -102,6 +102,10 @@ def test_aspects_from_a_file(data: str, tmp_path: Path) -> None:
         (["--style", "rating", "--aspects", "none.yaml"], "cannot be read as YAML"),
         (["--style", "rating", "--judge", "rm:folder"], "use --style pairwise"),
         (["--canaries", "-1"], "-1 canary pairs"),
+        (["--orders", "4"], "--orders is for --style list, and --style is pairwise"),
+        (["--style", "rating", "--window", "3"], "--window is for --style list, and --style is rating"),
+        (["--scale", "1", "5"], "--scale is for --style rating, and --style is pairwise"),
+        (["--output", "rows.txt"], "expected a .jsonl or .parquet file"),
     ],
 )
 def test_what_is_asked_in_vain_is_refused(flags: list[str], message: str, data: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -162,14 +162,20 @@ def test_records_stand_in_the_coordinates_of_the_item() -> None:
     ("benchmark", "subset", "score"), [("rewardbench", "hep-go", "hep-go"), ("rewardbench-prior", "shp", "shp"), ("hhh", "other", "other")]
 )
 def test_pairs_of_other_benchmarks_count_the_mean_of_both_orders(benchmark: str, subset: str, score: str) -> None:
-    """Right twice, right once, tied twice, lost once and right once: 1, 1/2, 1/2, 1/2 of four items; the lost one is named."""
-    said = {"p0": ("a", "b"), "p1": ("a", "a"), "p2": ("tie", "tie"), "p3": ("invalid", "b")}  # better response first, then second
+    """Right twice, right once, tied twice, lost once and right once, lost twice: 1, 1/2, 1/2, 3/4 and 1/2 of five items; those with a lost one are counted."""
+    said = {
+        "p0": ("a", "b"),
+        "p1": ("a", "a"),
+        "p2": ("tie", "tie"),
+        "p3": ("invalid", "b"),
+        "p4": ("invalid", "invalid"),
+    }  # better response first, then second
     judge = Fake(lambda prompt, a, b: said[prompt][a.startswith("worse")])
     rows = [{"prompt": prompt, "chosen": f"better {prompt}", "rejected": f"worse {prompt}", "subset": subset} for prompt in said]
     table = BENCHMARKS[benchmark]
     found = report(table, judgment_records(judge_items(judge, [table.parse(row) for row in rows])), partial=True)
-    assert table.pairs and found["scores"][score]["value"] == pytest.approx(2.5 / 4) and found["unscored"] == 1
-    assert "1 items could not be scored and count as wrong" in found["note"]
+    assert table.pairs and found["scores"][score]["value"] == pytest.approx(3.25 / 5) and found["unscored"] == 2
+    assert "2 items could not be scored and count as half right in each order without a verdict" in found["note"]
 
 
 def test_verdicts_in_item_coordinates() -> None:
@@ -281,6 +287,15 @@ def test_exchanging_the_sides_exchanges_the_verdict() -> None:
 def test_a_response_that_cannot_be_scored_is_invalid() -> None:
     verdict = ScorerJudge(Table(REWARDS)).compare([Matchup("p", "lost", "low")])[0]
     assert verdict.winner == "invalid" and verdict.probability is None and "could not be scored" in verdict.reason
+
+
+def test_options_of_a_judge_go_to_its_scorer() -> None:
+    class Strict(Table):
+        def score(self, conversations: Any, *, on_long: str = "error", **_: Any) -> np.ndarray:
+            assert on_long == "nan", "a long response would end the run"
+            return super().score(conversations)
+
+    assert ScorerJudge(Strict(REWARDS), on_long="nan").compare([Matchup("p", "lost", "low")])[0].winner == "invalid"
 
 
 def test_a_scorer_never_contradicts_itself() -> None:

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import json
+import threading
+from io import FileIO
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from tests.explorer.sites import pairs_of
 
 from palate.data.loading import load_groups
-from palate.errors import DataError
+from palate.errors import DataError, StorageError
 from palate.explorer import agreement, exports
 from palate.explorer.labels import Label, LabelFile, annotator_name, choice_of, left_side, verdict_of
 from palate.explorer.pairs import Pairs
@@ -56,6 +59,62 @@ def test_what_another_server_appends_is_seen(tmp_path: Path) -> None:
     version = first.version
     first.refresh()
     assert first.version == version, "nothing new is no new version"
+
+
+def test_two_servers_take_one_decision_back_once(tmp_path: Path) -> None:
+    """A second undo of one label would be a line that no server reads. The thread waits at the lock or comes after it: both end alike."""
+    first, second = (LabelFile(tmp_path / "labels.jsonl") for _ in range(2))
+    first.add(label("0a", "ada", "chosen"))
+    second.refresh()
+    undone: list[Label | None] = []
+    other = threading.Thread(target=lambda: undone.append(first.undo("ada")))
+    with second._alone() as file:
+        other.start()
+        second._append(file, {"pair": "0a", "annotator": "ada", "time": "t", "undo": True})
+    other.join()
+    assert undone == [None] and LabelFile(first.path).current == [] and len(first.path.read_text().splitlines()) == 2
+
+
+def test_many_at_once_lose_nothing(tmp_path: Path) -> None:
+    """Two servers, two people each, who label and undo at the same time: every line stands whole, and each file reads the same."""
+    servers = [LabelFile(tmp_path / "labels.jsonl") for _ in range(2)]
+
+    def work(server: LabelFile, name: str) -> None:
+        for i in range(15):
+            server.add(label(f"{i:x}", name, "chosen"))
+            if i % 3 == 0:
+                assert server.undo(name) == label(f"{i:x}", name, "chosen")
+
+    people = [threading.Thread(target=work, args=(server, f"{k}-{name}")) for k, server in enumerate(servers) for name in ("ada", "bob")]
+    for one in people:
+        one.start()
+    for one in people:
+        one.join()
+    for server in servers:
+        server.refresh()
+    kept = {(f"{i:x}", one) for i in range(15) if i % 3 for one in ("0-ada", "0-bob", "1-ada", "1-bob")}
+    assert all({(one.pair, one.annotator) for one in file.current} == kept for file in (*servers, LabelFile(tmp_path / "labels.jsonl")))
+    assert len((tmp_path / "labels.jsonl").read_text().splitlines()) == 4 * (15 + 5)
+
+
+class Full(FileIO):
+    """A file on a disk that has room for twenty bytes more."""
+
+    def write(self, data: Any) -> int:
+        return super().write(data[:20])
+
+
+def test_a_full_disk_leaves_no_half_line(tmp_path: Path) -> None:
+    file = LabelFile(tmp_path / "labels.jsonl")
+    file.add(label("0a", "ada", "chosen"))
+    size = file.path.stat().st_size
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Path, "open", lambda path, mode, **_: Full(path, mode))
+        with pytest.raises(StorageError, match="room for a part of it"):
+            file.add(label("0b", "ada", "chosen"))
+    assert file.path.stat().st_size == size and file.of("0b", "ada") is None
+    file.add(label("0b", "ada", "tie"))
+    assert [one.verdict for one in LabelFile(file.path).current] == ["chosen", "tie"], "labelling goes on once there is space again"
 
 
 def test_half_a_line_is_waited_for_but_never_written_onto(tmp_path: Path) -> None:

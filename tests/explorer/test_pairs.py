@@ -155,7 +155,7 @@ def test_a_query_that_nothing_can_be_is_refused(given: dict[str, str]) -> None:
 
 
 def test_a_query_reads_back_what_it_writes() -> None:
-    asked = Query(text='a "b" & c=d', subset="places", low=-0.5, sort="longer", outcome="wrong")
+    asked = Query(text='a "b" & c=d', subset="places", low=-0.12345678, sort="longer", outcome="wrong")
     address = asked.address("/pairs", after=7)
     from urllib.parse import parse_qsl, urlsplit
 

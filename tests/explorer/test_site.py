@@ -18,12 +18,13 @@ from palate.errors import DataError
 from palate.evaluation.evaluator import evaluate_scored
 from palate.explorer.candidates import Candidates
 from palate.explorer.figures import without_styles
-from palate.explorer.labels import LabelFile, choice_of, left_side
-from palate.explorer.measures import Measures, different_names
+from palate.explorer.labels import Label, LabelFile, choice_of, left_side
+from palate.explorer.measures import LEFT_OUT, Measures, different_names
 from palate.explorer.pairs import Pairs
 from palate.explorer.rewards import Model, Rewards, unscored
 from palate.explorer.shown import EXCERPT, excerpt, turns, whole_pair
 from palate.explorer.site import ROWS as PAGE_ROWS
+from palate.reports.result_sections import result_cards, result_lead, result_sections
 from palate.scoring.sources import Opened
 from palate.types import Exchange
 
@@ -150,6 +151,57 @@ def test_labels_are_found_after_a_restart_and_undone(tmp_path: Path) -> None:
     assert "Nothing to undo" in client.post("/undo", headers={**writing(later), "content-length": "0"}).text
 
 
+def test_a_label_that_comes_in_between_is_seen_next_time(tmp_path: Path) -> None:
+    """Another annotator's label arrives while the columns of labels are made: they must not pass for up to date."""
+    site = site_of(tmp_path)
+    pairs = [site.pairs.identity(row) for row in (0, 1)]
+    site.label({}, {"pair": pairs[0], "choice": "tie"}, "ada")
+
+    class Busy(LabelFile):
+        @property
+        def current(self) -> list[Label]:
+            found = super().current
+            if len(found) == 1:
+                self.add(Label(pairs[1], "bob", "2026-03-01T12:00:00+00:00", "tie", "chosen", True))
+            return found
+
+    site.labels = Busy(site.labels.path)
+    site.labelled()
+    assert site.labelled().any.tolist() == [True, True, False, False, False, False]
+
+
+def test_labels_of_pairs_that_vanished_stay_and_are_named(tmp_path: Path) -> None:
+    before = site_of(tmp_path, disputed())
+    gone = before.pairs.identity(30)
+    before.label({}, {"pair": gone, "choice": "a"}, "ada")
+    site = site_of(tmp_path)
+    client = client_of(site)
+    client.post("/label", data={"pair": site.pairs.identity(1), "choice": "a"}, headers=writing(site))
+    page = client.get("/labels").text
+    assert "2 decisions" in page and "1 of them on pairs of these data" in page and "list row 31 <small>(other data)" in page
+    assert "1 of 6 by ada" in client.get("/label?sort=random").text
+    assert len(client.get("/labels/export/preferences").text.splitlines()) == 1
+    late = client.post("/label", data={"pair": gone, "choice": "a"}, headers=writing(site))
+    assert late.status_code == 400 and "not in these data" in late.text and client.get(f"/label?pair={gone}").status_code == 400
+    nothing = {**writing(site), "content-length": "0"}
+    assert "Decide again" in client.post("/undo", headers=nothing).text and "a pair of other data" in client.post("/undo", headers=nothing).text
+    assert "No labels yet" in client.get("/labels").text and len(site.labels.path.read_text().splitlines()) == 4
+
+
+@pytest.mark.parametrize("verdicts", [[("tie", "tie")], [("chosen", "rejected")], [("chosen", "chosen"), ("tie", "tie")]])
+def test_agreement_on_few_pairs_claims_little(tmp_path: Path, verdicts: list[tuple[str, str]]) -> None:
+    """One pair, or full agreement: kappa may be undefined, and an interval without width is none."""
+    site = site_of(tmp_path)
+    for row, both in enumerate(verdicts):
+        pair = site.pairs.identity(row)
+        for name, verdict in zip(("ada", "bob"), both, strict=True):
+            site.label({}, {"pair": pair, "choice": choice_of(verdict, left_side(pair, name))}, name)
+    page = client_of(site).get("/labels").text
+    found = next(line for line in page.split("<tr>") if line.startswith('<th scope="row">ada</th><td class="w">bob</td>'))
+    kappa = "1.000" if len(verdicts) == 2 else "–" if verdicts[0][0] == verdicts[0][1] else "0.000"
+    assert f'<td class="n">{kappa}</td><td class="n">–</td>' in found and "nan" not in page and "rough below about 100 pairs" in page
+
+
 def test_a_label_of_nothing_is_refused(tmp_path: Path) -> None:
     site = site_of(tmp_path)
     client = client_of(site)
@@ -177,6 +229,9 @@ def test_the_labels_page_counts_and_exports(tmp_path: Path) -> None:
             site.label({}, {"pair": pair, "choice": choice_of(wanted, left_side(pair, name))}, name)
     page = client_of(site).get("/labels").text
     assert "40 decisions" in page and "75.0 %" in page, "bob is against the data on 5 of 20"
+    assert page[page.index("Latest") :].split('scope="row">')[1].startswith('<a href="/pairs/19">list row 20</a></th><td class="w">bob</td>'), (
+        "the last one first"
+    )
     lines = client_of(site).get("/labels/export/preferences")
     assert len(lines.text.splitlines()) == 20 and "labels-preferences.jsonl" in lines.headers["content-disposition"]
     assert client_of(site).get("/labels/export/argilla").json() and client_of(site).get("/labels/export/label-studio").json()
@@ -196,6 +251,16 @@ def test_measures_are_those_of_an_evaluation(tmp_path: Path) -> None:
     assert part.count("<svg") >= 6 and "style=" not in part and "<style" not in part
     again = client.get("/measures").text
     assert part.strip() in again, "the second time the page holds them"
+
+
+def test_the_page_of_measures_prints_what_a_saved_evaluation_prints(tmp_path: Path) -> None:
+    """Card by card and cell by cell, though the page leaves out what it does not show (the fingerprint of every text)."""
+    pairs = many(90)
+    result = json.loads(evaluate_scored(pairs.items.scored, model={"name": pairs.model}).save(tmp_path / "results.json").with_name("results.json").read_text())
+    report = Measures(pairs).report("measures")
+    assert report.lead == result_lead(result) and report.cards == result_cards(result)
+    assert report.sections == [section for section in result_sections(result) if section.key not in LEFT_OUT]
+    assert {"length", "calibration", "noise", "subsets"} <= {section.key for section in report.sections}
 
 
 def test_the_comparison_is_that_of_saved_results(tmp_path: Path) -> None:

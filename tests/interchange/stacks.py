@@ -45,8 +45,8 @@ def hidden(model: Any, ids: list[int]) -> torch.Tensor:
         return model(torch.tensor([ids]), output_hidden_states=True).hidden_states[-1][0]
 
 
-def edit_config(folder: Path, **changes: Any) -> None:
-    path = folder / "config.json"
+def edit_config(folder: Path, name: str = "config.json", **changes: Any) -> None:
+    path = folder / name
     config = json.loads(path.read_text()) | changes
     path.write_text(json.dumps({key: value for key, value in config.items() if value is not ...}))
 

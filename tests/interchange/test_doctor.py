@@ -11,7 +11,7 @@ import pytest
 from safetensors.torch import load_file, save_file
 from tests.interchange import stacks
 from tests.interchange.checkpoints import checkpoint
-from transformers import AutoTokenizer
+from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from palate.cli.main import main
 from palate.errors import ConfigError
@@ -157,11 +157,60 @@ def test_encoders_lose_their_frame_where_a_chat_is_rendered(folders: dict[str, P
     assert set(found) == {"trl: ids", "sentence-transformers: ids"} and "'[CLS]'" in found["trl: ids"]
 
 
+def test_rendered_chats_of_an_encoder_go_to_vllm_as_text(folders: dict[str, Path]) -> None:
+    advice = {check.name: check.advice for check in examine(folders["bert"], ["vllm"])}
+    assert advice["vllm: ids"] == 'send the golden form as "input"; "messages" lose the special tokens'
+
+
+def test_plain_text_gets_no_eos_in_grpo(tmp_path: Path) -> None:
+    """A model of plain text that reads at EOS: TRL would read at the last word. One of a plain classifier's kind is read alike."""
+    for name, form in (("trl", "trl"), ("bare", "classifier")):
+        stacks.classifier(tmp_path / name, "qwen3", pad="<|endoftext|>", labels=True)
+        assert main(["import", str(tmp_path / name), str(tmp_path / f"{name} out"), "--format", form, "--template", "none"]) == 0
+    found = failures(tmp_path / "trl out", "trl", "vllm")
+    assert "trl_reward(folder)" in found["trl: ids"] and "Send token ids" in found["vllm: ids"]  # EOS is put by its id
+    advice = {check.name: check.advice for check in examine(tmp_path / "bare out", ["vllm"])}
+    assert advice["vllm: ids"].startswith('send the golden form as "input"')
+    assert "trl: ids" in failures(tmp_path / "bare out", "trl")  # the separator of prompt and response, which TRL joins bare
+    contract = tmp_path / "bare out" / "reward_contract.json"
+    whole = json.loads(contract.read_text())
+    for golden in whole["golden"]:
+        golden["exchange"] |= {"prompt": "", "response": golden["text"]}
+    contract.write_text(json.dumps(whole))
+    assert set(failures(tmp_path / "bare out", "trl")) == {"trl: chat template"}
+
+
+def test_a_label_may_have_any_name_and_two_have_none(tmp_path: Path) -> None:
+    """transformers leaves its own names of two labels out of config.json, which is no head of none."""
+    stacks.classifier(tmp_path / "one", "qwen3", pad="<|endoftext|>", labels=True)
+    assert "transformers: labels" not in failures(tmp_path / "one", "transformers")
+    folder = checkpoint(tmp_path / "two", readout=Readout(("LABEL_0", "LABEL_1"), (-1.0, 1.0)))
+    assert "id2label" not in json.loads((folder / "config.json").read_text())
+    assert failures(folder, "transformers", "vllm") == {}
+
+
+def test_a_pad_id_outside_the_embedding(folders: dict[str, Path], tmp_path: Path) -> None:
+    rows = json.loads((folders["llama"] / "config.json").read_text())["vocab_size"]
+    found = failures(edited(folders["llama"], tmp_path / "out", pad_token_id=rows))
+    assert f"the embedding has {rows} rows" in found["pad id agrees"]
+
+
+def test_an_adapter_of_dora_is_to_be_merged(folders: dict[str, Path], tmp_path: Path) -> None:
+    from peft import LoraConfig, get_peft_model
+
+    model = AutoModelForSequenceClassification.from_pretrained(folders["qwen3"])
+    get_peft_model(model, LoraConfig(task_type="SEQ_CLS", r=2, target_modules=["q_proj"], use_dora=True)).save_pretrained(tmp_path / "out")
+    AutoTokenizer.from_pretrained(folders["qwen3"]).save_pretrained(tmp_path / "out")
+    found = failures(tmp_path / "out", "trl", "vllm", "sentence-transformers")
+    assert "DoRA" in found["trl: loads"] and "`palate import` makes a full checkpoint" in found["vllm: loads"]  # without a contract there is no merging
+    assert "sentence-transformers: activation" not in found  # its base's config is another's
+
+
 def test_double_bos_is_pointed_out(folders: dict[str, Path]) -> None:
     advice = {check.name: check.advice for check in examine(folders["llama"], ["vllm"])}
     assert "would add BOS" in advice["vllm: double BOS"]
     advice = {check.name: check.advice for check in examine(folders["qwen3"], ["vllm"])}
-    assert "not at hand" in advice["vllm: double BOS"]
+    assert "cannot occur" in advice["vllm: double BOS"]
 
 
 def test_verl_needs_a_tokenizer_that_puts_bos(folders: dict[str, Path], tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from tests.interchange import stacks
 from tests.interchange.checkpoints import CHATS, checkpoint
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoModelForTokenClassification, AutoTokenizer, pipeline
 
@@ -296,6 +297,25 @@ def test_a_foreign_classifier_is_exported_without_a_contract(tmp_path: Path) -> 
     model.save_pretrained(source)
     with pytest.raises(ModelError, match="num_labels=2"):
         exported(source, tmp_path / "never", "hf")
+
+
+def test_a_foreign_classifier_that_leaves_its_reward_open_is_imported_first(tmp_path: Path) -> None:
+    """Padding is EOS, so that transformers reads before the one that ends a chat; a pad id without a row; no tokenizer."""
+    stacks.classifier(tmp_path / "eos", "llama", pad="</s>", labels=True)
+    with pytest.raises(ModelError, match="its padding is EOS.*`palate import` settles that"):
+        exported(tmp_path / "eos", tmp_path / "never", "hf")
+    reward = stacks.classifier(tmp_path / "ends otherwise", "qwen3", pad="<|im_end|>", labels=True)  # a line break is read whoever asks
+    exported(tmp_path / "ends otherwise", tmp_path / "kept", "hf")
+    np.testing.assert_allclose(rewards(tmp_path / "kept"), [reward(chat) for chat in CHATS], atol=1e-5)
+    stacks.classifier(tmp_path / "row", "llama", pad=None, labels=True)
+    stacks.edit_config(tmp_path / "row", pad_token_id=10_000)
+    with pytest.raises(ModelError, match="does not build the model.*`palate import` mends that"):
+        exported(tmp_path / "row", tmp_path / "never", "hf")
+    stacks.classifier(tmp_path / "mute", "qwen3", pad=None, labels=True)
+    for name in ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja"):
+        (tmp_path / "mute" / name).unlink()
+    with pytest.raises(ModelError, match="has no tokenizer.*`palate import --tokenizer`"):
+        exported(tmp_path / "mute", tmp_path / "never", "hf")
 
 
 @pytest.mark.parametrize("kind", ["qwen3", "bert"])

@@ -11,12 +11,15 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from tests.conftest import TOKENIZERS, tiny_model
 from tests.interchange import stacks
 from tests.interchange.checkpoints import checkpoint
 from tests.interchange.stacks import CHATS, Reward
-from transformers import AutoModelForSequenceClassification
+from transformers import AutoModelForSequenceClassification, AutoTokenizer, PreTrainedModel, pipeline
 
 from palate.cli.main import main
+from palate.data.templates import read_chat_template
+from palate.data.tokenization import as_exchange
 from palate.errors import ConfigError, ModelError, StorageError
 from palate.interchange.exporting import export_model
 from palate.interchange.import_options import ImportOptions
@@ -116,7 +119,8 @@ def test_deepspeed_chat_reads_before_eos_where_that_is_padding(tmp_path: Path) -
     assert "read before EOS" in line(said, "reward")
     text = scorer.tokenizer.decode(scorer.encoder.encode([stacks_exchange()])[0])
     assert text == "\n\nHuman: hi\n\nAssistant: paris"
-    assert "give messages" in line(said, "plain text")
+    assert "as the trainer's did" in line(said, "plain text")
+    assert scorer.tokenizer.decode(scorer.encoder.encode([as_exchange("the sea")])[0]) == "the sea"
 
 
 def test_trl_by_its_card(tmp_path: Path) -> None:
@@ -140,7 +144,7 @@ def test_a_classifier_of_an_unknown_trainer_is_asked_for_only_where_it_matters(t
     stacks.classifier(tmp_path / "same", "qwen3", pad="<|endoftext|>", labels=True)
     assert line(imported(tmp_path / "same", tmp_path / "ours")[1], "conventions").startswith("conventions: classifier")
     reward = stacks.classifier(tmp_path / "differs", "qwen3", pad="<|im_end|>", labels=True)
-    with pytest.raises(ConfigError, match="decides the token that is read.*--format trl"):
+    with pytest.raises(ConfigError, match="decides where a chat begins and ends.*--format trl"):
         imported(tmp_path / "differs", tmp_path / "never")
     agrees(imported(tmp_path / "differs", tmp_path / "said", format="classifier")[0], reward)
 
@@ -242,7 +246,180 @@ def test_code_of_a_models_own_runs_where_that_is_allowed(tmp_path: Path, monkeyp
     np.testing.assert_allclose(load_scorer(tmp_path / "ours", trust_remote_code=True).score(CHATS), expected, atol=1e-5)
 
 
+# --- plain text ---
+
+TEXTS = ["what is paris? the capital", "hi! No, go away, you fool", "a poem about the sea </s>", "the wind<|im_end|>"]
+
+
+def plain_ids(scorer: LocalScorer, texts: list[str] = TEXTS) -> list[list[int]]:
+    return scorer.encoder.encode([as_exchange(text) for text in texts])
+
+
+@pytest.mark.parametrize("template", [None, "none"])
+@pytest.mark.parametrize("kind", ["qwen3", "llama"])
+def test_plain_text_of_a_classifier_is_read_as_pipelines_read_it(tmp_path: Path, kind: str, template: str | None) -> None:
+    """The tokenizer's BOS, and no EOS that is not in the text; a dialogue rendered beforehand then has the reward of the chat."""
+    stacks.classifier(tmp_path / "theirs", kind, pad="<s>" if kind == "llama" else "<|endoftext|>", labels=True)
+    scorer, said = imported(tmp_path / "theirs", tmp_path / "ours", format="classifier", template=template)
+    classify = pipeline("text-classification", model=str(tmp_path / "theirs"), function_to_apply="none", device="cpu")
+    np.testing.assert_allclose(scorer.score(TEXTS), [classify(text)[0]["score"] for text in TEXTS], rtol=1e-5, atol=1e-5)
+    assert "as the trainer's did" in line(said, "plain text") and scorer.contract is not None and scorer.contract.text_end == ""
+    if template is None:
+        rendered = [str(scorer.tokenizer.apply_chat_template(chat, tokenize=False)) for chat in CHATS]
+        assert plain_ids(scorer, rendered) == scorer.encoder.encode([as_exchange(chat) for chat in CHATS])
+
+
+@pytest.mark.parametrize("pad", ["<s>", "</s>"])
+def test_plain_text_of_trl_ends_at_eos_or_before_it(tmp_path: Path, pad: str) -> None:
+    """TRL writes EOS as text, and transformers skips it where it is padding."""
+    stacks.classifier(tmp_path / "theirs", "llama", pad=pad, labels=True)
+    scorer, _ = imported(tmp_path / "theirs", tmp_path / "ours", format="trl", template="none")
+    tokenizer, model = AutoTokenizer.from_pretrained(tmp_path / "theirs"), AutoModelForSequenceClassification.from_pretrained(tmp_path / "theirs").eval()
+    texts = TEXTS[:2]
+    with torch.no_grad():
+        theirs = [model(torch.tensor([tokenizer(text + "</s>")["input_ids"]])).logits.item() for text in texts]
+    np.testing.assert_allclose(scorer.score(texts), theirs, rtol=1e-5, atol=1e-5)
+    assert scorer.contract is not None and scorer.contract.text_end == (None if pad == "<s>" else "")
+
+
+@pytest.mark.parametrize("kind", ["qwen3", "llama"])
+def test_plain_text_of_openrlhf(tmp_path: Path, kind: str) -> None:
+    """EOS behind a blank, where it is missing, and none of the tokenizer's special tokens."""
+    stacks.openrlhf(tmp_path / "theirs", kind)
+    scorer, _ = imported(tmp_path / "theirs", tmp_path / "ours", template="none")
+    tokenizer, eos = AutoTokenizer.from_pretrained(tmp_path / "theirs"), scorer.tokenizer.eos_token
+    texts = [text if text.endswith(eos) else f"{text} {eos}" for text in TEXTS]
+    assert plain_ids(scorer) == tokenizer(texts, add_special_tokens=False)["input_ids"]
+
+
+def test_plain_text_of_deepspeed_chat(tmp_path: Path) -> None:
+    stacks.deepspeed_chat(tmp_path / "theirs", llama_with_pad=True)
+    scorer, _ = imported(tmp_path / "theirs", tmp_path / "ours", template="none", allow_pickle=True)
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path / "theirs")
+    assert plain_ids(scorer) == tokenizer([f"{text}<|endoftext|>" for text in TEXTS])["input_ids"]
+
+
+def test_plain_text_beside_chats_that_begin_otherwise_is_said(tmp_path: Path) -> None:
+    """OpenRLHF's Llama has BOS from its template alone; one prefix cannot be both, and `--template none` is the other."""
+    stacks.openrlhf(tmp_path / "theirs")
+    _, said = imported(tmp_path / "theirs", tmp_path / "ours")
+    assert "Give messages, which agree; for a model of plain text, import it with --template none" in line(said, "plain text")
+    _, said = imported(tmp_path / "theirs", tmp_path / "plain", template="none")
+    assert "as the trainer's did" in line(said, "plain text")
+
+
+# --- folders as people have them ---
+
+
+def as_plain_classifier(folder: Path, kind: str = "qwen3", **config: Any) -> PreTrainedModel:
+    """transformers' own save of a tiny classifier, and its tokenizer's."""
+    model = tiny_model(kind, seed=2, **config).eval()
+    torch.nn.init.normal_(model.get_submodule("classifier" if kind == "bert" else "score").weight, std=0.7)
+    model.save_pretrained(folder)
+    TOKENIZERS[kind]().save_pretrained(folder)
+    return model
+
+
+@pytest.mark.parametrize("roberta_like", [False, True])
+@pytest.mark.parametrize("template", ["plain", "{% for m in messages %}{{ m['content'] }}{% if not loop.last %}[SEP]{% endif %}{% endfor %}\n"])
+def test_an_encoder_gets_its_frame_from_the_tokenizer(tmp_path: Path, template: str, roberta_like: bool) -> None:
+    """Whatever the template, and whether or not [SEP] is called EOS too: the ids of tokenizer(text), and [SEP] is not in the text that servers frame."""
+    model = as_plain_classifier(tmp_path / "theirs", "bert")
+    if roberta_like:
+        stacks.edit_config(tmp_path / "theirs", name="tokenizer_config.json", bos_token="[CLS]", eos_token="[SEP]")
+    scorer, _ = imported(tmp_path / "theirs", tmp_path / "ours", template=template, format="classifier")
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path / "theirs", chat_template=read_chat_template(template))
+    ids = [tokenizer(tokenizer.apply_chat_template(chat, tokenize=False))["input_ids"] for chat in CHATS]
+    with torch.no_grad():
+        np.testing.assert_allclose(scorer.score(CHATS), [model(torch.tensor([one])).logits.item() for one in ids], rtol=1e-5, atol=1e-5)
+    golden = scorer.contract.golden[0]  # type: ignore[union-attr]
+    assert scorer.tokenizer(golden.text)["input_ids"] == golden.ids
+    with torch.no_grad():
+        theirs = [model(torch.tensor([tokenizer(text)["input_ids"]])).logits.item() for text in TEXTS]
+    np.testing.assert_allclose(scorer.score(TEXTS), theirs, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("beyond", [None, 0, 1000])
+def test_a_pad_id_outside_the_vocabulary(tmp_path: Path, beyond: int | None) -> None:
+    """Llama 1's -1, and the id of a token whose row was never added: the rewards are those without padding."""
+    model = as_plain_classifier(tmp_path / "theirs", "llama")
+    rows = model.config.vocab_size
+    pad_id = -1 if beyond is None else rows + beyond
+    stacks.edit_config(tmp_path / "theirs", pad_token_id=pad_id)
+    scorer, said = imported(tmp_path / "theirs", tmp_path / "ours")
+    assert f"id {pad_id} of {rows} rows" in line(said, "pad")
+    ids = scorer.encoder.encode([as_exchange(chat) for chat in CHATS])
+    with torch.no_grad():
+        np.testing.assert_allclose(scorer.score(CHATS), [model(torch.tensor([one])).logits.item() for one in ids], rtol=1e-5, atol=1e-5)
+
+
+def test_two_outputs_that_config_does_not_name(tmp_path: Path) -> None:
+    """transformers leaves its default names of two labels out of config.json."""
+    model = as_plain_classifier(tmp_path / "theirs", num_labels=2)
+    with pytest.raises(ConfigError, match=r"LABEL_0=-1 LABEL_1=1 \(the log-odds of LABEL_1\)"):
+        imported(tmp_path / "theirs", tmp_path / "never")
+    scorer, _ = imported(tmp_path / "theirs", tmp_path / "ours", weights={"LABEL_0": -1.0, "LABEL_1": 1.0})
+    golden = scorer.contract.golden[0]  # type: ignore[union-attr]
+    with torch.no_grad():
+        outputs = model(torch.tensor([golden.ids])).logits[0]
+    assert golden.score == pytest.approx(float(outputs[1] - outputs[0]), abs=1e-5)
+
+
+@pytest.mark.parametrize("architectures", [["Qwen3ForCausalLM"], ["Qwen3ForRewardModel"], ...])
+def test_architectures_that_say_nothing_of_the_head(tmp_path: Path, architectures: Any) -> None:
+    as_plain_classifier(tmp_path / "theirs")
+    stacks.edit_config(tmp_path / "theirs", architectures=architectures)
+    with pytest.raises(ConfigError, match=r"score.weight is among its tensors.*--format: trl"):
+        imported(tmp_path / "theirs", tmp_path / "never")
+    scorer, _ = imported(tmp_path / "theirs", tmp_path / "ours", format="classifier")
+    assert scorer.contract is not None and scorer.contract.architecture == "Qwen3ForSequenceClassification"
+
+
+def test_an_adapter_whose_padding_was_eos(tmp_path: Path) -> None:
+    """An adapter has no config to say so, its tokenizer does: batches of training were padded by it, and EOS was skipped."""
+    from peft import LoraConfig, get_peft_model
+
+    model = as_plain_classifier(tmp_path / "base", "llama")
+    tokenizer = TOKENIZERS["llama"]()
+    tokenizer.pad_token = tokenizer.eos_token
+    lora = LoraConfig(task_type="SEQ_CLS", r=2, target_modules=["q_proj"], init_lora_weights=False)
+    torch.manual_seed(0)
+    wrapped = get_peft_model(model, lora).eval()
+    wrapped.peft_config["default"].base_model_name_or_path = str(tmp_path / "base")
+    wrapped.save_pretrained(tmp_path / "adapter")
+    tokenizer.save_pretrained(tmp_path / "adapter")
+    model.config.pad_token_id = tokenizer.pad_token_id
+    ids = [tokenizer.apply_chat_template(chat, return_dict=True)["input_ids"] for chat in CHATS]
+    with torch.no_grad():
+        theirs = [wrapped(torch.tensor([one])).logits.item() for one in ids]
+    for form in ("auto", "trl"):
+        scorer, said = imported(tmp_path / "adapter", tmp_path / form, format=form)
+        np.testing.assert_allclose(scorer.score(CHATS), theirs, atol=1e-5)
+        assert "read before EOS" in line(said, "reward")
+
+
 # --- what is refused ---
+
+
+def test_folders_that_lack_something_say_what(tmp_path: Path) -> None:
+    as_plain_classifier(tmp_path / "pointer")
+    (tmp_path / "pointer" / "model.safetensors").write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n")
+    with pytest.raises(ModelError, match="Git LFS pointer.*git lfs pull"):
+        imported(tmp_path / "pointer", tmp_path / "never")
+    as_plain_classifier(tmp_path / "mute")
+    for name in ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja"):
+        (tmp_path / "mute" / name).unlink()
+    with pytest.raises(ModelError, match="has no tokenizer.*--tokenizer"):
+        imported(tmp_path / "mute", tmp_path / "never")
+    (tmp_path / "adapter").mkdir()
+    (tmp_path / "adapter" / "adapter_config.json").write_text(json.dumps({"base_model_name_or_path": str(tmp_path / "moved")}))
+    TOKENIZERS["qwen3"]().save_pretrained(tmp_path / "adapter")
+    with pytest.raises(ModelError, match="moved: no such folder.*--base"):
+        imported(tmp_path / "adapter", tmp_path / "never")
+    as_plain_classifier(tmp_path / "seq2seq")
+    stacks.edit_config(tmp_path / "seq2seq", is_encoder_decoder=True)
+    with pytest.raises(ModelError, match="seq2seq: is an encoder-decoder"):
+        imported(tmp_path / "seq2seq", tmp_path / "never")
 
 
 def test_a_pickle_is_read_only_where_that_is_allowed_and_never_run(tmp_path: Path) -> None:

@@ -18,6 +18,7 @@ import psutil
 import pytest
 
 from palate.cli.main import main
+from palate.training.launch import newest_checkpoint
 from palate.training.resume import COMPLETE, checkpoints, last_complete, mark_complete, remove_incomplete
 
 KILLS = 20
@@ -122,3 +123,13 @@ def test_half_written_checkpoints_are_never_picked_up(tmp_path: Path) -> None:
     assert last_complete(tmp_path) == tmp_path / "checkpoint-10"
     assert remove_incomplete(tmp_path) == [tmp_path / "checkpoint-11"] and not (tmp_path / "checkpoint-11").exists()
     assert (tmp_path / "checkpoint-best").is_dir()
+
+
+def test_the_newest_checkpoint_of_members_is_that_of_the_one_that_wrote_last(tmp_path: Path) -> None:
+    assert newest_checkpoint(tmp_path) is None
+    for written, (member, step) in enumerate(((1, 4), (2, 2), (10, 1))):
+        folder = tmp_path / f"member-{member}" / f"checkpoint-{step}"
+        folder.mkdir(parents=True)
+        mark_complete(folder, step)
+        os.utime(folder, (written, written))
+    assert newest_checkpoint(tmp_path) == tmp_path / "member-10" / "checkpoint-1"

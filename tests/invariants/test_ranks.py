@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,6 +15,8 @@ import torch
 from safetensors.torch import load_file
 
 from palate.scoring.local import load_scorer
+from palate.scoring.sources import open_scorer
+from palate.scoring.uncertainty import UncertainScorer
 
 SCRIPT = """
 import json, sys
@@ -71,6 +74,7 @@ LOSSES = {
         "zero_sum": 0.1,
         "cross_prompt": {"weight": 0.5, "own_floor": 0.2},
     },
+    "members": {"type": "bradley_terry", "members": {"count": 3, "bootstrap": True}, "centering": 0.01},
 }
 
 
@@ -79,8 +83,10 @@ CASES = [
     ("ddp", "pairs", "padded"),
     ("ddp", "learned threshold", "auto"),
     ("ddp", "across", "auto"),
+    ("ddp", "members", "auto"),
     ("fsdp", "pairs", "auto"),
     ("fsdp", "across", "padded"),
+    ("fsdp", "members", "padded"),
     ("zero2", "across", "auto"),
     ("zero3", "pairs", "auto"),
     ("zero3", "across", "auto"),
@@ -136,6 +142,7 @@ def test_two_ranks_equal_one(wrapping: str, loss: str, packing: str, tmp_path: P
             "zero_sum",
             "cross_prompt",
             "plackett_luce",
+            *(f"{of}bradley_terry#{member}" for of in ("", "eval_") for member in (1, 2, 3)),
         ):
             if name in a:
                 assert a[name] == pytest.approx(b[name], abs=1e-5), name
@@ -146,5 +153,44 @@ def test_two_ranks_equal_one(wrapping: str, loss: str, packing: str, tmp_path: P
     for name, value in states[0].items():
         torch.testing.assert_close(value, states[1][name], atol=1e-5, rtol=1e-5)
     texts = [(f"p{i}", f"answer {i} {'x' * i}") for i in range(5)]
-    one_rank, two_ranks = (load_scorer(tmp_path / n).score(texts) for n in "12")
+    one_rank, two_ranks = (load_scorer(tmp_path / n).outputs(texts) for n in "12")
     np.testing.assert_allclose(two_ranks, one_rank, rtol=1e-4, atol=1e-5)
+    if loss == "members":
+        assert one_rank.std(axis=1).max() > 0.01, "three members, not one three times"
+
+
+@pytest.mark.slow
+def test_adapters_of_one_run_on_two_ranks_are_those_on_one(tmp_path: Path, base_models: dict[str, Path], pairs: list[dict], write_jsonl: Any) -> None:
+    """`model.members` through the command: each member has the weights, and the ensemble the rewards and uncertainties, that one rank gives."""
+    command = [sys.executable, "-m", "palate", "train", "--model.name_or_path", str(base_models["qwen3"]), "--model.adapter", "{type: lora, r: 2}"]
+    command += [
+        "--model.members",
+        "2",
+        "--data.train",
+        str(write_jsonl(pairs)),
+        "--data.eval.split",
+        "0.3",
+        "--training.max_steps",
+        "4",
+        "--training.use_cpu",
+        "true",
+    ]
+    command += ["--training.learning_rate", "0.1", "--training.optim", "sgd", "--training.report_to", "none", "--training.bf16", "false"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    for ranks, batch in ((1, 4), (2, 2)):
+        own = ["--training.output_dir", str(tmp_path / str(ranks)), "--training.per_device_train_batch_size", str(batch)]
+        own += ["--launch.nproc", str(ranks)] if ranks > 1 else []
+        done = subprocess.run([*command, *own], capture_output=True, text=True, env=environment)
+        assert done.returncode == 0, done.stderr[-3000:]
+    for member in ("member-1", "member-2"):
+        one, two = (load_file(tmp_path / n / member / "adapter_model.safetensors") for n in "12")
+        assert one.keys() == two.keys()
+        for name, value in one.items():
+            torch.testing.assert_close(value, two[name], atol=1e-5, rtol=1e-5)
+        assert json.loads((tmp_path / "2" / member / "run.json").read_text())["world_size"] == 2
+    texts = [(pair["prompt"], pair[side]) for pair in pairs for side in ("chosen", "rejected")]
+    one_rank, two_ranks = (open_scorer(f"ensemble:{tmp_path / n}", device="cpu").scorer for n in "12")
+    assert isinstance(one_rank, UncertainScorer) and isinstance(two_ranks, UncertainScorer)
+    for own, theirs in zip(one_rank.estimate(texts), two_ranks.estimate(texts), strict=True):
+        np.testing.assert_allclose(theirs, own, rtol=1e-3, atol=1e-4)
+    assert one_rank.estimate(texts).uncertainty.max() > 0.01

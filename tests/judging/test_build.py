@@ -18,8 +18,8 @@ from palate.data.loading import load_groups
 from palate.data.pairing import training_comparisons
 from palate.errors import ConfigError, DataError
 from palate.judging.build import EQUAL, NOT_SELECTED, OVERRULED, SMALL, BuildSettings, Built, assemble, build
+from palate.judging.card_figures import position_of
 from palate.judging.combining import BothOrders, Judgment
-from palate.judging.data_card import position_of
 from palate.judging.orders import Policy
 from palate.judging.schedule import Candidate, Judged
 from palate.types import Matchup, Verdict
@@ -70,13 +70,13 @@ def test_failures_never_become_labels() -> None:
     built = one_prompt([said("b", 0, 1), failed(0, 2), failed(1, 2)], 3)
     (row,) = built.rows
     assert (row["chosen"], row["rejected"]) == ("y", "x") and built.card["left_out"] == {"one invalid": 2} and adds_up(built.card)
-    with pytest.raises(DataError, match=r"no pair can be used: of 1 judgments \{'one invalid': 1\}"):
+    with pytest.raises(DataError, match=r"no pair can be used: of 1 judgments: 1 x one invalid;"):
         one_prompt([failed(0, 1)], 2)
 
 
 def test_all_ties_make_no_rows() -> None:
     """distilabel pairs a response with itself where all ratings are equal."""
-    with pytest.raises(DataError, match=r"no pair becomes a row: of 3 judgments \{'both tie': 3\}"):
+    with pytest.raises(DataError, match=r"no pair becomes a row: of 3 judgments: 3 x both tie"):
         one_prompt([said("tie", 0, 1), said("tie", 0, 2), said("tie", 1, 2)], 3)
 
 
@@ -362,6 +362,6 @@ def test_ten_thousand_prompts_in_seconds() -> None:
     groups = [responses(*(f"{g} {k}" for k in range(4))) for g in range(10_000)]
     random = np.random.default_rng(0)
     judged = [said("a" if random.random() < 0.7 else "b", i, j, g) for g in range(10_000) for i in range(4) for j in range(i + 1, 4)]
-    started = time.perf_counter()
+    started = time.process_time()
     built = assemble(judged, prompts, groups)
-    assert time.perf_counter() - started < 15 and adds_up(built.card) and built.card["judged_pairs"] == 60_000
+    assert time.process_time() - started < 15 and adds_up(built.card) and built.card["judged_pairs"] == 60_000

@@ -100,9 +100,9 @@ def test_a_response_without_a_rating_is_in_no_row_whatever_is_selected(select: s
 
 
 def test_nothing_rated_and_all_equal_make_no_rows_and_say_why() -> None:
-    with pytest.raises(DataError, match=r"of 1 judgments \{'both invalid': 1\}; 2 times: no verdict; look at the judge"):
+    with pytest.raises(DataError, match=r"of 1 judgments: 1 x both invalid; 2 times: no verdict; look at the judge"):
         build_rated(judge_of({"x": "well", "y": "well"}), ["Why?"], [responses("x", "y")])
-    with pytest.raises(DataError, match=r"no pair becomes a row: of 1 judgments \{'both tie': 1\}"):
+    with pytest.raises(DataError, match=r"no pair becomes a row: of 1 judgments: 1 x both tie"):
         build_rated(judge_of({"x": "[[5]]", "y": "5/10"}), ["Why?"], [responses("x", "y")])
     with pytest.raises(ConfigError, match="style rating asks about all responses"):
         build_rated(judge_of(RAW), ["Why?"], [responses("x", "y")], settings=BuildSettings(pairs_per_prompt=3))

@@ -48,9 +48,9 @@ def test_memory_is_flat(tmp_path: Path) -> None:
 
 def test_all_places_and_no_more(tmp_path: Path) -> None:
     """A server that bears 16 at once, and a caller that is told so: it comes to 16, is never turned away, and asks each request once."""
-    with spawned(Dials(latency=0.01, max_concurrency=16)) as stub, CallCache(tmp_path / "answers.sqlite") as cache:
+    with spawned(Dials(latency=0.05, max_concurrency=16)) as stub, CallCache(tmp_path / "answers.sqlite") as cache:
         caller = Caller(OpenAIClient(stub.url), cache=cache, concurrency=16, start_concurrency=2)
-        assert all(isinstance(answer, ChatReply) for _, answer in caller.stream(many(1500)))
+        assert all(isinstance(answer, ChatReply) for _, answer in caller.stream(many(400)))
         stats = stub.stats()
-    assert (stats["served"], stats["statuses"], stats["peak"]) == (1500, {"200": 1500}, 16)
+    assert (stats["served"], stats["statuses"], stats["peak"]) == (400, {"200": 400}, 16)
     assert set(stats["by_body"].values()) == {1}

@@ -104,6 +104,11 @@ def test_missing_models_are_said_so(tmp_path: Path) -> None:
         load_pretrained(str(tmp_path / "nope"))
     with pytest.raises(ModelError, match="no config.json"):
         load_pretrained(str(tmp_path))
+    (tmp_path / "model").write_text("")
+    with pytest.raises(ModelError, match="is a file; expected a checkpoint directory"):
+        load_tokenizer(str(tmp_path / "model"))
+    with pytest.raises(ModelError, match="^nowhere: no such folder here, and from the hub no tokenizer could be loaded"):
+        load_tokenizer("nowhere")
 
 
 def test_embeddings_grow_with_the_tokenizer_and_pad_ids_agree() -> None:

@@ -79,8 +79,19 @@ def test_what_cannot_be_fitted_is_said() -> None:
     few[:4] = 1.0
     with pytest.raises(DataError, match="`a` is rated 4 times on 2 prompts; 10 times on two at least are needed"):
         fit_attributes(X, Ratings(("a",), few), PROMPTS, intercept=True)
+    constant = np.column_stack([Y[:, 0], np.where(np.arange(60) % 2, np.nan, 4.3)])  # whose deviation is not 0, but that of its rounding
+    with pytest.raises(DataError, match="`b` is 4.3 for all 30 rated responses, so there is nothing to learn; leave it out"):
+        fit_attributes(X, Ratings(("a", "b"), constant), PROMPTS, intercept=True)
     with pytest.raises(ConfigError, match=r"alphas are \[0.0\], expected numbers above 0"):
         fit_attributes(X, Ratings(("a",), Y[:, :1]), PROMPTS, intercept=True, alphas=[0.0])
+
+
+def test_held_out_ratings_that_do_not_vary_leave_the_correlation_undefined() -> None:
+    test = held_out_prompts(PROMPTS, 0.2, 0)
+    values = np.where(test, 4.3, Y[:, 0])[:, None]
+    heads, (fit,) = fit_attributes(X, Ratings(("a",), values), PROMPTS, intercept=True)
+    assert np.isfinite(heads.weights).all() and fit.deviation > 0.1
+    assert np.isnan([fit.spearman, fit.spearman_interval.low, fit.spearman_interval.high]).all() and fit.spearman_interval.method == "undefined"
 
 
 def test_ratings_of_groups() -> None:
@@ -103,6 +114,8 @@ def test_the_reward_weighs_attributes_alike_on_standard_scales_or_as_told() -> N
     assert attribute_readout(fits, {"b": 0.65}) == Readout(("a", "b"), (0.0, 0.65))
     with pytest.raises(ConfigError, match="--weights names c, which is not among the attributes a, b"):
         attribute_readout(fits, {"c": 1.0})
+    with pytest.raises(ConfigError, match="--weights are all 0"):
+        attribute_readout(fits, {"a": 0.0})
 
 
 def test_saved_heads_give_the_fitted_attributes_and_their_weighted_sum(tmp_path: Path) -> None:

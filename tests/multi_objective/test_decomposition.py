@@ -129,7 +129,7 @@ def test_pairs_carry_their_weights_and_labels() -> None:
         pairs_of(z, weights="margin")
 
 
-def test_every_prompt_counts_once_when_balanced() -> None:
+def test_a_ranking_counts_as_much_as_a_pair_when_balanced() -> None:
     vectors = differences(7, 4)
     ranked = PreferenceGroup("k", ("0", "1", "2"), (Comparison(0, 1), Comparison(0, 2), Comparison(1, 2)))
     pair = PreferenceGroup("p", ("3", "4"), (Comparison(1, 0),))
@@ -164,5 +164,9 @@ def test_more_components_than_the_data_have_are_refused() -> None:
     assert len(decompose_rows([z], components=9).directions) == 9
     with pytest.raises(DataError, match="vary in 2 directions"):
         decompose_rows([differences(50, 2) @ np.random.default_rng(0).standard_normal((2, 8))], components=3)
+    alike = np.tile(differences(1, 8) * 1000, (40, 1))  # about their mean they vary by rounding alone
+    with pytest.raises(DataError, match="differences of 40 comparisons do not vary about their mean; leave them uncentred"):
+        decompose_rows([alike], components=2)
+    assert decompose_rows([alike], components=1, centred=False).explained == pytest.approx([1.0])
     with pytest.raises(DataError, match="one batch"):
         decompose_rows([], components=3)

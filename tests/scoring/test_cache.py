@@ -293,7 +293,7 @@ def test_two_processes_write_at_once(path: Path, tmp_path: Path) -> None:
         os.sched_yield()
     (tmp_path / "go").touch()
     for writer in writers:
-        assert writer.communicate(timeout=60)[1] == "" and writer.returncode == 0
+        assert writer.communicate(timeout=600)[1] == "" and writer.returncode == 0
     scorer = CachedScorer(Counting(), path, {"model": "m"})
     assert scorer.score([("say it", str(i)) for i in range(900)]).tolist() == list(range(900))
     assert scorer.computed == 0

@@ -16,7 +16,7 @@ from transformers import AutoTokenizer, pipeline
 
 from palate.data.templates import prepare_tokenizer
 from palate.data.tokenization import as_exchange
-from palate.errors import ContractError, DataError, ModelError
+from palate.errors import ConfigError, ContractError, DataError, ModelError
 from palate.interchange.doctor.examine import examine
 from palate.models.checkpoints import CONTRACT_NAME
 from palate.models.heads import initialise_head
@@ -227,6 +227,23 @@ def test_a_foreign_reward_model_loads_without_a_contract(tmp_path: Path) -> None
 def test_a_random_head_gives_no_rewards(base_models: dict[str, Path], kind: str) -> None:
     with pytest.raises(ModelError, match="no trained reward head is in it"):
         load_scorer(base_models[kind])
+
+
+def test_a_length_beyond_the_positions_is_refused(tmp_path: Path) -> None:
+    """The table of positions would be read past its end, deep in the model and only at the first long text."""
+    model = tiny_model("bert")
+    model.save_pretrained(tmp_path)
+    TOKENIZERS["bert"]().save_pretrained(tmp_path)
+    positions = model.config.max_position_embeddings
+    assert load_scorer(tmp_path, max_length=positions).encoder.max_length == positions
+    with pytest.raises(ConfigError, match=rf"max_length is {positions + 1}, and .* has positions for {positions} tokens"):
+        load_scorer(tmp_path, max_length=positions + 1)
+
+
+@pytest.mark.parametrize(("device", "message"), [("gpu", "'gpu' is none that torch knows"), ("cuda:99", r"torch finds \d+ GPUs on this machine")])
+def test_a_device_that_is_not_there_is_refused(device: str, message: str, qwen: Path) -> None:
+    with pytest.raises(ConfigError, match=message):
+        load_scorer(qwen, device=device)
 
 
 def test_bfloat16_backbone_keeps_the_contract_within_its_rounding(qwen: Path) -> None:

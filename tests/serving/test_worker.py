@@ -185,6 +185,44 @@ def test_what_nobody_waits_for_any_more_is_not_computed(scorer: LocalScorer, mon
     worker.close()
 
 
+@pytest.mark.parametrize(("left", "computed"), [((0, 1), 1), ((1,), 3), ((0,), 5)])
+def test_a_batch_that_nobody_waits_for_any_more_is_left(scorer: LocalScorer, monkeypatch: pytest.MonkeyPatch, left: Sequence[int], computed: int) -> None:
+    """Two requests of one batch: where both clients go, the row at work is its last; where one stays, the last of its own is."""
+    worker = started(scorer)
+    read, begun, allowed = scorer.read_ids, threading.Semaphore(0), threading.Semaphore(0)
+    rows: list[int] = []
+
+    def row_by_row(sequences: Sequence[list[int]], reads: Any = None) -> Any:
+        for i, ids in enumerate(sequences):
+            begun.release()
+            assert allowed.acquire(timeout=60)
+            rows.append(i)
+            ((_, values),) = read([ids], reads)
+            yield np.array([i]), values
+
+    monkeypatch.setattr(scorer, "read_ids", row_by_row)
+
+    async def play() -> None:
+        first = asyncio.create_task(worker.score(texts("first")))
+        await asyncio.to_thread(begun.acquire)
+        tasks = [asyncio.create_task(worker.score(texts(*own))) for own in (("a", "b", "c"), ("d", "e"))]
+        await until(lambda: len(worker._ready) == 5)
+        allowed.release()
+        await asyncio.to_thread(begun.acquire)
+        for i in left:
+            tasks[i].cancel()
+        await asyncio.wait([tasks[i] for i in left])
+        allowed.release(5)
+        await first
+        for i in {0, 1} - set(left):
+            assert all(isinstance(one, Scored) for one in await tasks[i])
+        await until(lambda: worker.items == 0)
+
+    asyncio.run(play())
+    assert len(rows) == 1 + computed and worker.tokens == 0
+    worker.close()
+
+
 def test_a_batch_that_fails_costs_only_whoever_broke_it(scorer: LocalScorer, monkeypatch: pytest.MonkeyPatch) -> None:
     """As where memory runs out on one long text: the batch is computed again one by one."""
     worker = started(scorer)
@@ -224,14 +262,15 @@ def test_closing_finishes_what_is_queued(scorer: LocalScorer, monkeypatch: pytes
 
 
 def test_lingering_waits_for_company(scorer: LocalScorer, monkeypatch: pytest.MonkeyPatch) -> None:
-    worker = started(scorer, linger=5.0, batch_items=3)
+    worker = started(scorer, linger=600.0, batch_items=3)
     held = Held(scorer, monkeypatch)
     held.open.set()
 
     async def play() -> None:
+        await until(lambda: worker._encoded._waiters)  # idle: what finds the model awake does not linger
         await asyncio.gather(*(worker.score(texts(text)) for text in "abc"))  # the third ends the wait
 
-    asyncio.run(asyncio.wait_for(play(), 4))
+    asyncio.run(asyncio.wait_for(play(), 60))
     assert [len(batch) for batch in held.batches] == [3]
     worker.close()
 

@@ -17,6 +17,7 @@ from palate.data.loading import load_groups
 from palate.errors import ConfigError, DataError, ModelError
 from palate.models.checkpoints import read_contract
 from palate.scoring.local import load_scorer
+from palate.scoring.sources import open_scorer
 from palate.training.config import RewardConfig
 from palate.training.supervision import plan
 from palate.training.trainer import RewardTrainer
@@ -219,6 +220,27 @@ def test_learned_thresholds_are_trained_saved_and_resumed(tmp_path: Path, name: 
     resumed = make(tmp_path / "half", name, train=False)
     resumed.train(resume_from_checkpoint=str(folder))
     torch.testing.assert_close(parameters(resumed), parameters(whole), rtol=1e-6, atol=1e-7)
+
+
+@pytest.mark.parametrize("name", ["members, bootstrap", "members of rankings"])
+def test_members_go_on_from_a_checkpoint_and_load_with_their_uncertainty(tmp_path: Path, name: str) -> None:
+    """Each member's resample is the same after the interruption, and its head in the checkpoint is its own."""
+    whole = make(tmp_path / "whole", name)
+    make(tmp_path / "half", name, save_strategy="steps", save_steps=2)
+    resumed = make(tmp_path / "half", name, train=False)
+    resumed.train(resume_from_checkpoint=str(tmp_path / "half" / "checkpoint-2"))
+    torch.testing.assert_close(parameters(resumed), parameters(whole), rtol=1e-6, atol=1e-7)
+    assert losses(resumed)[-2:] == pytest.approx(losses(whole)[-2:], rel=1e-6)
+    resumed.save_model(str(tmp_path / "saved"))
+    groups = load_groups(CASES[name][0]()).groups
+    exchanges = [exchange for group in groups for exchange in group.exchanges()]
+    with torch.inference_mode():
+        batch = resumed.pad.pad(resumed.encoder.encode(exchanges))
+        outputs = whole.model.eval()(**batch).logits.numpy()
+    rewards, uncertainty = open_scorer(str(tmp_path / "saved"), device="cpu").scorer.score(exchanges, return_uncertainty=True)  # type: ignore[call-arg]
+    np.testing.assert_allclose(rewards, outputs.mean(axis=1), rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(uncertainty, outputs.std(axis=1), rtol=1e-3, atol=1e-5)
+    assert uncertainty.max() > 0.01
 
 
 def safetensors_keys(folder: Path) -> list[str]:

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from palate.cli.arguments import Parser, at_least_one, number
 from palate.types import PACKINGS
 
 if TYPE_CHECKING:
@@ -25,6 +26,7 @@ def main(arguments: Sequence[str]) -> int:
     options = parse(arguments)
     from palate.cli.console import console, quiet_libraries
     from palate.cli.decompose import check_free, users_of
+    from palate.errors import ModelError
     from palate.multi_objective.heads import heads_of, original_head
     from palate.multi_objective.trials import TrialSettings, run_trials
     from palate.scoring.embeddings import open_embedder
@@ -35,6 +37,8 @@ def main(arguments: Sequence[str]) -> int:
     given = {name: getattr(options, name) for name in ("max_length", "packing", "token_budget") if getattr(options, name) is not None}
     embedder, scorer, _ = open_embedder(options.model, options.cache, **given)
     heads = heads_of(scorer)
+    if len(heads) < 2:
+        raise ModelError(f"{options.model}: has the one output {heads.names[0]}, and adaptation weighs several; make some by palate decompose or attributes")
     pairs = read_pairs(embedder, options.data, options)
     users = users_of(pairs, options.by)
     if options.n:
@@ -52,30 +56,30 @@ def main(arguments: Sequence[str]) -> int:
 
 
 def parse(arguments: Sequence[str]) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="palate adapt", description="Weigh the heads of a checkpoint by a user's few comparisons; no training.")
+    parser = Parser(prog="palate adapt", description="Weigh the heads of a checkpoint by a user's few comparisons; no training.")
     parser.add_argument("--model", required=True, help="checkpoint with several heads, as palate decompose or palate attributes writes it")
     parser.add_argument("--data", required=True, help="the users' preference rows, in any known layout")
     parser.add_argument("--output", help="folder to write: one head, adapted to all comparisons of the user, as a plain reward model")
     parser.add_argument("--split", default="train", help="split of a hub data set or folder")
     parser.add_argument("--columns", nargs="*", default=[], metavar="OURS=THEIRS", help="column names, e.g. chosen=better rejected=worse")
-    parser.add_argument("--on-bad-row", choices=("error", "drop"), default="error")
+    parser.add_argument("--on-bad-row", choices=("error", "drop"), default="error", help="a row that cannot be read: end here, or leave it out, counted")
     whose = parser.add_argument_group("whose preferences")
     whose.add_argument("--by", metavar="COLUMN", help="column that names the user (annotator, topic, attribute) of a row; without it all rows are one user's")
     whose.add_argument("--user", help="with --by and --output: whose head to write")
     how = parser.add_argument_group("how")
-    how.add_argument("--temperature", type=float, default=1.0, help="of the softmax over heads (default: 1, the paper's)")
+    how.add_argument("--temperature", type=number(above=0), default=1.0, help="of the softmax over heads (default: 1, the paper's)")
     how.add_argument("--n", type=numbers, metavar="N[,N]", help="test adaptation to so many comparisons (default without --output: 5,15)")
-    how.add_argument("--draws", type=int, default=20, help="random choices of the comparisons that are adapted on")
+    how.add_argument("--draws", type=at_least_one, default=20, help="random choices of the comparisons that are adapted on")
     how.add_argument(
         "--exclude", choices=("prompt", "response"), default="prompt", help="what a tested comparison shares with none adapted on: prompt and texts, or texts"
     )
     how.add_argument("--shared-base", metavar="DATA", help="preference rows to train the shared-base ensemble on, a baseline; it is left out without them")
-    how.add_argument("--seed", type=int, default=0)
+    how.add_argument("--seed", type=int, default=0, help="of the draws and of random heads")
     how.add_argument("--results", help="JSON file of all figures to write")
     how.add_argument("--on-long", choices=("error", "nan", "truncate_prompt"), default="nan", help="beyond max_length (nan: left out and counted)")
-    how.add_argument("--max-length", type=int, help="in place of the checkpoint's own")
+    how.add_argument("--max-length", type=at_least_one, help="in place of the checkpoint's own")
     how.add_argument("--packing", choices=PACKINGS, help="how sequences are computed (default: the fastest exact way)")
-    how.add_argument("--token-budget", type=int, help="tokens computed at a time (default: by device)")
+    how.add_argument("--token-budget", type=at_least_one, help="tokens computed at a time (default: by device)")
     how.add_argument("--cache", help="folder of embeddings computed before (default: among the user's caches)")
     options = parser.parse_args(arguments)
     if options.n is None and not options.output:

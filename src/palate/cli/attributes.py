@@ -7,6 +7,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from palate.cli.arguments import Parser, at_least_one, share
+
 if TYPE_CHECKING:
     from palate.multi_objective.attributes import AttributeFit
     from palate.multi_objective.gating import GateFit
@@ -31,7 +33,7 @@ def main(arguments: Sequence[str]) -> int:
 
 
 def parse(arguments: Sequence[str]) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="palate attributes",
         description="A linear head for each rated attribute (ridge regression on embeddings); a gate that weighs attributes by the prompt; and how unsure a "
         "linear reward is of a response. Without --data, --gate and --bound are added to the folder of --model.",
@@ -45,7 +47,7 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     gate = parser.add_argument_group("gate")
     gate.add_argument("--gate", metavar="PREFS", help="preference rows to fit a gate to")
     gate.add_argument("--debias", metavar="length|ATTRIBUTE", help="take verbosity out of every attribute: the response's length, or an attribute")
-    gate.add_argument("--gate-steps", type=int, default=2000, help="training steps of the gate")
+    gate.add_argument("--gate-steps", type=at_least_one, default=2000, help="training steps of the gate")
     gate.add_argument("--gate-hidden", default="1024,1024,1024", help="widths of the gate's layers, with commas between")
     bound = parser.add_argument_group("lower bound")
     bound.add_argument("--bound", metavar="PREFS", help="preference rows to fit the reward's uncertainty to (laplace.safetensors); read it with lower:FOLDER")
@@ -53,8 +55,8 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     how = parser.add_argument_group("how")
     how.add_argument("--split", default="train", help="split of a hub data set or folder")
     how.add_argument("--columns", nargs="*", default=[], metavar="OURS=THEIRS", help="column names, e.g. response=answer")
-    how.add_argument("--on-bad-row", choices=("error", "drop"), default="error")
-    how.add_argument("--held-out", type=float, default=0.2, help="share of the prompts that choices are made on (alpha, ridge, step of the gate)")
+    how.add_argument("--on-bad-row", choices=("error", "drop"), default="error", help="a row that cannot be read: end here, or leave it out, counted")
+    how.add_argument("--held-out", type=share, default=0.2, help="share of the prompts that choices are made on (alpha, ridge, step of the gate)")
     how.add_argument("--seed", type=int, default=0, help="of the held-out split and the gate")
     how.add_argument("--embeddings", help="folder of embeddings computed before (default: among the user's caches)")
     options = parser.parse_args(arguments)
@@ -114,11 +116,12 @@ def attribute_table(fits: Sequence[AttributeFit], weights: Sequence[float]) -> A
     from rich.table import Table
 
     table = Table(title="attributes: measured on held-out prompts, then fitted to all", title_justify="left")
-    for name in ("attribute", "rated", "held out", "alpha", "R2", "Spearman (95 %)", "weight"):
-        table.add_column(name, justify="left" if name == "attribute" else "right", no_wrap=name == "Spearman (95 %)")
+    for name in ("name", "rated", "held out", "alpha", "R2", "Spearman (95 %)", "weight"):
+        table.add_column(name, justify="left" if name == "name" else "right", no_wrap=name == "Spearman (95 %)", overflow="fold")
     for fit, weight in zip(fits, weights, strict=True):
         low, high, _ = fit.spearman_interval
-        numbers = (str(fit.rated), str(fit.held_out), f"{fit.alpha:g}", f"{fit.r2:.3f}", f"{fit.spearman:.2f} ({low:.2f} to {high:.2f})", f"{weight:.3g}")
+        rho = f"{fit.spearman:.2f} ({low:.2f} to {high:.2f})" if fit.spearman == fit.spearman else "undefined"
+        numbers = (str(fit.rated), str(fit.held_out), f"{fit.alpha:g}", f"{fit.r2:.3f}", rho, f"{weight:.3g}")
         table.add_row(escape(fit.name), *numbers)
     return table
 
@@ -195,11 +198,13 @@ def show_gate(fit: GateFit) -> None:
     from rich.table import Table
 
     from palate.cli.console import console
+    from palate.reports.wording import percent
 
-    low, high, _ = fit.accuracy_interval
+    low, high = (100 * bound for bound in fit.accuracy_interval[:2])
     console.print(
-        f"{fit.held_out} comparisons of held-out prompts: accuracy {fit.accuracy:.3f} ({low:.3f} to {high:.3f}), log loss {fit.log_loss:.3f}, step {fit.step}; "
-        f"attributes weighed alike {fit.alike:.3f}" + (f"; {fit.left_out} comparisons left out (too long)" if fit.left_out else "")
+        f"{fit.held_out} comparisons of held-out prompts: accuracy {percent(fit.accuracy)} ({low:.1f} to {high:.1f}), "
+        f"log loss {fit.log_loss:.3f}, step {fit.step}; attributes weighed alike {percent(fit.alike)}"
+        + (f"; {fit.left_out} comparisons left out (too long)" if fit.left_out else "")
     )
     if fit.correlations:
         table = Table(title=f"Spearman with {fit.settings.against}", title_justify="left")

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-import argparse
 import json
 from collections.abc import Mapping, Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+from palate.cli.arguments import Parser, at_least_one
+
 
 def main(arguments: Sequence[str]) -> int:
-    parser = argparse.ArgumentParser(prog="palate bench", description="Contenders take turns on the same batches; medians of ratios are printed.")
+    parser = Parser(prog="palate bench", description="Contenders take turns on the same batches; medians of ratios are printed.")
     parser.add_argument("--data", help="preference data (default: the sample set)")
     parser.add_argument("--model", default="qwen3-30m", help="checkpoint folder, hub id, or a random model: qwen3-30m, llama-8b")
     parser.add_argument("--kind", choices=("train", "score"), default="train", help="training steps, or scoring")
@@ -19,10 +20,10 @@ def main(arguments: Sequence[str]) -> int:
         "--against", nargs="*", metavar="NAME", help="packed, padded, auto+compile, trl (training), pipeline (scoring); default: padded and the peer"
     )
     parser.add_argument("--bf16", action="store_true", help="bfloat16 autocast (training)")
-    parser.add_argument("--batch-size", type=int, default=8, help="groups of a step")
-    parser.add_argument("--max-length", type=int, default=1024)
-    parser.add_argument("--rounds", type=int, default=3, help="batches measured")
-    parser.add_argument("--token-budget", type=int, help="tokens computed at a time (default: by device)")
+    parser.add_argument("--batch-size", type=at_least_one, default=8, help="groups of a step")
+    parser.add_argument("--max-length", type=at_least_one, default=1024, help="tokens; longer rows are left out by all contenders")
+    parser.add_argument("--rounds", type=at_least_one, default=3, help="batches measured")
+    parser.add_argument("--token-budget", type=at_least_one, help="tokens computed at a time (default: by device)")
     parser.add_argument("--no-memory", action="store_true", help="do not measure peak memory (a fresh process for each contender)")
     parser.add_argument("--output", type=Path, default=Path("bench"), help="folder for bench.json and bench.png")
     options = parser.parse_args(arguments)

@@ -5,8 +5,9 @@ from __future__ import annotations
 import argparse
 import math
 from collections.abc import Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from palate.cli.arguments import Parser, at_least_one
 
 if TYPE_CHECKING:
     from palate.scoring.best_of import Samples
@@ -27,13 +28,14 @@ def main(arguments: Sequence[str]) -> int:
     options = _parse(arguments)
     from palate.cli.console import console, quiet_libraries
     from palate.cli.eval import parse_columns
-    from palate.cli.score import write_rows
+    from palate.cli.output import rows_path, write_json, write_rows
     from palate.data.loading import read_rows
+    from palate.errors import tally
     from palate.scoring.best_of import best_rows, pair_rows, read_samples
 
     quiet_libraries()
-    output = Path(options.output)
-    _usable(options, output)
+    output = rows_path(options.output, overwrite=options.overwrite)
+    _usable(options)
     named = [name for name in (options.rewards, options.gold) if name]
     samples = read_samples(read_rows(options.data, split=options.split), columns=parse_columns(options.columns), values=named)
     samples = [one.first(options.n) if options.n else one for one in samples]
@@ -45,21 +47,19 @@ def main(arguments: Sequence[str]) -> int:
     write_rows(output, kept.rows)
     curve = _curve(samples, options.gold)
     report = {"prompts": len(samples), "responses": sum(len(one.responses) for one in samples), "rows": len(kept.rows), "left_out": dict(kept.left_out)}
-    _write_report(output.with_suffix(".report.json"), report | {"curve": _as_dict(curve, options.gold) if curve else None})
-    left_out = ", ".join(f"{count} x {reason}" for reason, count in kept.left_out.items()) or "nothing"
+    write_json(output.with_suffix(".report.json"), report | {"curve": _as_dict(curve, options.gold) if curve else None})
     console.print(f"{report['prompts']} prompts, {report['responses']} responses; {report['rows']} rows written to {output}", markup=False)
-    console.print(f"left out: {left_out}", markup=False)
+    console.print(f"left out: {tally(kept.left_out)}", markup=False)
     if curve:
         _show(curve, options.gold)
     return 0
 
 
 def _parse(arguments: Sequence[str]) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="palate best-of",
         description="Choose among the responses to each prompt by reward.",
         epilog=EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     scored = parser.add_mutually_exclusive_group(required=True)
     scored.add_argument("--model", help="checkpoint folder, hub id, or another source of rewards (http://..., ensemble:A,B)")
@@ -69,31 +69,28 @@ def _parse(arguments: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--split", default="train", help="split of a hub data set or folder")
     parser.add_argument("--columns", nargs="*", default=[], metavar="OURS=THEIRS", help="column names, e.g. responses=samples")
     parser.add_argument("-n", type=int, metavar="N", help="only the first N responses of each prompt")
-    parser.add_argument("--keep", default="1", metavar="K", help="responses kept of each prompt: a number, or all (default: %(default)s)")
+    parser.add_argument("--keep", default="1", metavar="K", help="responses kept of each prompt: a number, or all")
     parser.add_argument("--threshold", type=float, metavar="REWARD", help="keep no response (with --pairs: no chosen one) with a lower reward")
     parser.add_argument("--pairs", action="store_true", help="best and worst of each prompt as chosen and rejected")
     parser.add_argument("--gold", metavar="COLUMN", help="judge the choice by these rewards in place of the model's own")
-    parser.add_argument("--max-length", type=int, help="in place of the checkpoint's own")
+    parser.add_argument("--max-length", type=at_least_one, help="in place of the checkpoint's own")
+    parser.add_argument("--trust-remote-code", action="store_true", help="run code that comes with the model")
     parser.add_argument("--overwrite", action="store_true", help="replace the output file")
     return parser.parse_args(arguments)
 
 
-def _usable(options: argparse.Namespace, output: Path) -> None:
+def _usable(options: argparse.Namespace) -> None:
     """What can be refused before anything is read."""
-    from palate.errors import ConfigError, StorageError
+    from palate.errors import ConfigError
 
-    if output.suffix not in (".jsonl", ".parquet"):
-        raise ConfigError(f"--output {output}: expected a .jsonl or .parquet file")
-    if output.exists() and not options.overwrite:
-        raise StorageError(f"{output}: exists already; choose another name or pass --overwrite")
     if options.keep != "all" and not (options.keep.isdecimal() and int(options.keep) > 0):
         raise ConfigError(f"--keep {options.keep}: expected a number of at least 1, or all")
     if options.pairs and options.keep != "1":
         raise ConfigError("--keep says how many responses become rows; --pairs makes one row of the best and the worst")
     if options.threshold is not None and not math.isfinite(options.threshold):
         raise ConfigError(f"--threshold {options.threshold}: expected a finite reward")
-    if options.rewards and options.max_length is not None:
-        raise ConfigError("--max-length is the model's; with --rewards nothing is scored")
+    if options.rewards and (options.max_length is not None or options.trust_remote_code):
+        raise ConfigError("--max-length and --trust-remote-code are for a model; with --rewards nothing is scored")
     if options.n is not None and options.n < 1:
         raise ConfigError(f"-n {options.n}: expected at least 1")
 
@@ -105,12 +102,13 @@ def _scored(options: argparse.Namespace, samples: Sequence[Samples]) -> list[Sam
     import numpy as np
     from tqdm.auto import tqdm
 
+    from palate.cli.eval import loading_options
     from palate.scoring.sources import open_scorer
     from palate.serving.rewards import RewardSource
 
     if options.rewards:
         return [replace(one, rewards=np.array(one.values[options.rewards])) for one in samples]
-    scorer = open_scorer(options.model, max_length=options.max_length).scorer
+    scorer = open_scorer(options.model, **loading_options(options)).scorer
     source = RewardSource(scorer, on_long="nan")
     exchanges = [exchange for one in samples for exchange in one.exchanges()]
     values: list[float] = []
@@ -161,13 +159,3 @@ def _show(curve: Curve, gold: str | None) -> None:
         interval = f"{shown['low'][i]:.3f} to {shown['high'][i]:.3f}" if curve.prompts > 1 else "none of one prompt"
         table.add_row(str(n), f"{shown['expected'][i]:.3f}", interval, *best, f"{shown['kl'][i]:.3f}")
     console.print(table)
-
-
-def _write_report(path: Path, report: dict[str, Any]) -> None:
-    from palate.errors import StorageError
-    from palate.evaluation.evaluator import to_json
-
-    try:
-        path.write_text(to_json(report), encoding="utf-8")
-    except OSError as error:
-        raise StorageError(f"{path}: cannot be written: {error}") from error

@@ -5,10 +5,11 @@ from __future__ import annotations
 import argparse
 from collections.abc import Iterator, Sequence
 from functools import partial
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from palate.cli.judging import add_judge_flags, known_answers, open_caller, open_judge, show_spent, write_json, write_parts, write_rows
+from palate.cli.arguments import Parser, at_least_one, not_negative, number
+from palate.cli.judging import add_judge_flags, known_answers, open_caller, open_judge, show_spent
+from palate.cli.output import rows_path, write_json, write_rows, write_texts
 from palate.cli.styles import chat_judge, check_style, form_of, is_decision, policy_of
 from palate.types import text_of
 
@@ -26,22 +27,26 @@ def main(arguments: Sequence[str]) -> int:
     from palate.cli.console import console, quiet_libraries
     from palate.cli.panels import panel_figures
     from palate.data.loading import read_rows
+    from palate.errors import tally
     from palate.judging.candidates import read_candidates
-    from palate.judging.dataset_card import dataset_card
+    from palate.judging.card_markdown import card_markdown
     from palate.judging.watched import Watched
 
     quiet_libraries()
+    output = rows_path(options.output, overwrite=True)
     everything = read_candidates(read_rows(options.data, split=options.split))
     found = everything._replace(**{name: getattr(everything, name)[: options.limit] for name in ("prompts", "responses", "ids", "references")})
-    console.print(f"{len(found.prompts)} prompts, {sum(map(len, found.responses))} responses; left out: {found.left_out or 'none'}", markup=False)
+    console.print(f"{len(found.prompts)} prompts, {sum(map(len, found.responses))} responses; left out: {tally(found.left_out)}", markup=False)
     references = {text_of(prompt): reference for prompt, reference in zip(found.prompts, found.references, strict=True) if reference is not None}
     canaries = drawn_canaries(options, found)
     if options.dry_run:
         return show_plan(options, found, references, canaries)
     opened = open_judge(options, references=references)
     watched = Watched(opened.judge, canaries, has_tie=knows_ties(options), seed=options.seed)
-    built = judged_and_built(options, found, opened.judge, watched, opened.provenance)
-    spent = show_spent(opened.callers)
+    try:
+        built = judged_and_built(options, found, opened.judge, watched, opened.provenance)
+    finally:
+        spent = show_spent(opened.callers)
     card = {
         **built.card,
         "left_out_before": found.left_out,
@@ -50,10 +55,9 @@ def main(arguments: Sequence[str]) -> int:
         "calls": spent,
         "cost_per_row": spent["cost"] / len(built.rows) if spent.get("cost") is not None and built.rows else None,
     }
-    output = Path(options.output)
     write_rows(output, built.rows)
     write_json(output.with_suffix(".card.json"), card)
-    write_parts(output.with_suffix(".card.md"), [dataset_card(card, name=output.stem, file=output.name)])
+    write_texts(output.with_suffix(".card.md"), [card_markdown(card, name=output.stem, file=output.name)])
     show(card, options.output)
     return 0
 
@@ -103,13 +107,13 @@ def knows_ties(options: argparse.Namespace) -> bool:
 
 
 def parse(arguments: Sequence[str]) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="palate build", description="Preference data from a judge, with margins and soft labels.")
+    parser = Parser(prog="palate build", description="Preference data from a judge, with margins and soft labels.")
     parser.add_argument("--data", required=True, help="rows with prompt and responses (with models), or one response each")
-    parser.add_argument("--split", default="train")
+    parser.add_argument("--split", default="train", help="split of a hub data set or folder")
     parser.add_argument(
-        "--output", required=True, help="preference rows to write (.jsonl); the data card goes beside them, as JSON and as Markdown for the Hub"
+        "--output", required=True, help="preference rows to write (.jsonl or .parquet); the data card goes beside them, as JSON and as Markdown for the Hub"
     )
-    parser.add_argument("--limit", type=int, help="only the first so many prompts")
+    parser.add_argument("--limit", type=at_least_one, help="only the first so many prompts")
     parser.add_argument(
         "--canaries",
         type=int,
@@ -119,15 +123,25 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     )
     parser.add_argument("--dry-run", action="store_true", help="say how many calls it would take, and make none")
     rows = parser.add_argument_group("rows")
-    rows.add_argument("--select", choices=("all", "best_worst", "best_mean2sd", "adjacent", "best_random", "on_policy"), default="all")
-    rows.add_argument("--margin", choices=("none", "clip", "llama2_small", "llama2_large", "quantile"), default="clip")
-    rows.add_argument("--margin-clip", type=float, default=3.0)
-    rows.add_argument("--min-margin", type=float, default=0.0)
-    rows.add_argument("--ridge", type=float, default=0.5, help="prior precision of a strength")
-    rows.add_argument("--rating-span", type=float, default=6.0, help="logits from the worst rating to the best (--style rating)")
+    rows.add_argument(
+        "--select",
+        choices=("all", "best_worst", "best_mean2sd", "adjacent", "best_random", "on_policy"),
+        default="all",
+        help="which pairs of a prompt become rows (docs/judging.md)",
+    )
+    rows.add_argument(
+        "--margin",
+        choices=("none", "clip", "llama2_small", "llama2_large", "quantile"),
+        default="clip",
+        help="how a difference of strengths becomes a margin (none: no column)",
+    )
+    rows.add_argument("--margin-clip", type=number(above=0), default=3.0, help="largest margin, in logits (--margin clip, quantile)")
+    rows.add_argument("--min-margin", type=not_negative, default=0.0, help="leave out pairs with a smaller margin")
+    rows.add_argument("--ridge", type=number(above=0), default=0.5, help="prior precision of a strength")
+    rows.add_argument("--rating-span", type=number(above=0), default=6.0, help="logits from the worst rating to the best (--style rating)")
     rows.add_argument("--no-source-prior", action="store_true", help="let a response's prior not depend on the model that wrote it")
-    rows.add_argument("--pairs-per-prompt", type=int, help="judge at most so many pairs of a prompt, the most telling ones (default: all)")
-    rows.add_argument("--seed", type=int, default=0)
+    rows.add_argument("--pairs-per-prompt", type=at_least_one, help="judge at most so many pairs of a prompt, the most telling ones (default: all)")
+    rows.add_argument("--seed", type=int, default=0, help="of what is drawn: pairs, canaries, orders")
     add_judge_flags(parser)
     return parser.parse_args(arguments)
 
@@ -174,10 +188,12 @@ def show_panel_plan(options: argparse.Namespace, found: Candidates, references: 
 
 def described(options: argparse.Namespace, found: Candidates) -> str:
     if options.style == "rating":
-        return f"{sum(map(len, found.responses))} responses, {options.votes} answer(s) each"
+        return f"{sum(map(len, found.responses))} responses, {options.votes} answer{'s' if options.votes > 1 else ''} each"
     if options.style == "list":
-        return f"lists of {len(found.prompts)} prompts, in {options.orders} orders"
-    return f"{len(planned(options, found)) // 2} pairs in both orders, {options.votes} answer(s) each"
+        from palate.judging.list_judge import ORDERS
+
+        return f"lists of {len(found.prompts)} prompts, in {options.orders or ORDERS} orders"
+    return f"{len(planned(options, found)) // 2} pairs in both orders, {options.votes} answer{'s' if options.votes > 1 else ''} each"
 
 
 def first_turn(options: argparse.Namespace, found: Candidates, judge: WordJudge) -> Iterator[ChatRequest]:

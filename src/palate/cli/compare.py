@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
+from palate.cli.arguments import Parser, share, whole
+
 
 def main(arguments: Sequence[str]) -> int:
-    parser = argparse.ArgumentParser(prog="palate compare", description="Compare models on the items that they share.")
+    parser = Parser(prog="palate compare", description="Compare models on the items that they share.")
     parser.add_argument("results", nargs="+", help="results.json of two models or more (written by palate eval --output), or folders that hold one")
     parser.add_argument("--names", nargs="+", help="what to call them (default: each model's own name)")
     parser.add_argument("--output", help="comparison.json to write")
     parser.add_argument("--page", help="HTML page to write (needs --output)")
     parser.add_argument("--markdown", help="Markdown file to write (needs --output)")
-    parser.add_argument("--confidence", type=float, default=0.95)
-    parser.add_argument("--flips", type=int, default=3, help="flipped items to print of each pair of models")
+    parser.add_argument("--confidence", type=share, default=0.95, help="of intervals")
+    parser.add_argument("--flips", type=whole(0), default=3, help="flipped items to print of each pair of models")
     options = parser.parse_args(arguments)
     for flag in ("page", "markdown"):
         if getattr(options, flag) and not options.output:

@@ -4,10 +4,18 @@ from __future__ import annotations
 
 import logging
 import os
+import sys
 
 from rich.console import Console
 
-console = Console(highlight=False, soft_wrap=True, quiet=os.environ.get("RANK", "0") != "0")
+FILE_WIDTH = 140  # columns of tables in a pipe or a log, which have no width of their own; rich's 80 would cut names
+
+console = Console(
+    highlight=False,
+    soft_wrap=True,
+    quiet=os.environ.get("RANK", "0") != "0",
+    width=None if sys.stdout.isatty() or "COLUMNS" in os.environ else FILE_WIDTH,
+)
 """Of several ranks the first one speaks."""
 
 

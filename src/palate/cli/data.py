@@ -10,6 +10,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from palate.cli.arguments import Parser, whole
+
 if TYPE_CHECKING:
     from palate.data.loading import LoadReport
     from palate.types import PreferenceGroup
@@ -33,11 +35,9 @@ def main(arguments: Sequence[str]) -> int:
     from palate.data.contamination import COMMON_SHARE, THRESHOLD
     from palate.data.ngrams import NGRAM_WORDS
 
-    parser = argparse.ArgumentParser(prog="palate data", description="Look over preference data, or make rows for judges of it.")
+    parser = Parser(prog="palate data", description="Look over preference data, or make rows for judges of it.")
     commands = parser.add_subparsers(dest="command", required=True)
-    check = commands.add_parser(
-        "check", help="layout, counts, lengths, findings, contamination", epilog=EPILOG, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    check = commands.add_parser("check", help="layout, counts, lengths, findings, contamination", epilog=EPILOG)
     check.add_argument("data", help="file, folder or hub id")
     check.add_argument("--split", default="train", help="split of a hub data set or folder")
     check.add_argument("--columns", nargs="*", default=[], metavar="OURS=THEIRS", help="column names, e.g. chosen=better rejected=worse")
@@ -53,15 +53,15 @@ def main(arguments: Sequence[str]) -> int:
     )
     tests.add_argument("--against-split", default="test", help="their split, of a hub data set or folder (default: test)")
     tests.add_argument("--against-columns", nargs="*", default=[], metavar="OURS=THEIRS", help="their column names")
-    tests.add_argument("--n", type=int, default=NGRAM_WORDS, help="words of an n-gram (default: %(default)s)")
-    tests.add_argument("--threshold", type=float, default=THRESHOLD, help="share of a test text in one training text to call it found (default: %(default)s)")
+    tests.add_argument("--n", type=int, default=NGRAM_WORDS, help="words of an n-gram")
+    tests.add_argument("--threshold", type=float, default=THRESHOLD, help="share of a test text in one training text to call it found")
     tests.add_argument(
         "--common",
         type=float,
         default=COMMON_SHARE,
-        help="n-grams of more than this share of the training prompts do not count; 0: all do (default: %(default)s)",
+        help="n-grams of more than this share of the training prompts do not count; 0: all do",
     )
-    tests.add_argument("--examples", type=int, default=3, help="examples shown of each kind of text (default: %(default)s)")
+    tests.add_argument("--examples", type=whole(0), default=3, help="examples shown of each kind of text")
     tests.add_argument("--clean", metavar="OUT.jsonl", help="write the rows that no test set touches, as they are")
     tests.add_argument("--overwrite", action="store_true", help="replace the file of --clean")
     _add_generative(commands)
@@ -101,7 +101,6 @@ def _add_generative(commands: Any) -> None:
         "generative",
         help="rows that teach a language model to judge (TRL's SFTTrainer takes them as they stand)",
         epilog=GENERATIVE_EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--data", required=True, help="preferences: file, folder or hub id")
     parser.add_argument("--split", default="train", help="split of a hub data set or folder")
@@ -110,9 +109,9 @@ def _add_generative(commands: Any) -> None:
     parser.add_argument("--orders", choices=get_args(Orders), default="balanced", help="of pairs: each side better in half of the rows, or both orders")
     parser.add_argument("--ties", choices=get_args(Ties), default="drop", help="left out and counted, or a label of their own")
     parser.add_argument("--references", action="store_true", help="show pairs with the row's `reference`")
-    parser.add_argument("--off-topic", type=int, default=0, metavar="K", help="K responses to other prompts as worse than the best one of each (RRM)")
-    parser.add_argument("--on-bad-row", choices=("error", "drop"), default="error", help="rows that cannot be used (default: %(default)s)")
-    parser.add_argument("--seed", type=int, default=0, help="of the sides of pairs (default: %(default)s)")
+    parser.add_argument("--off-topic", type=whole(0), default=0, metavar="K", help="K responses to other prompts as worse than the best one of each (RRM)")
+    parser.add_argument("--on-bad-row", choices=("error", "drop"), default="error", help="rows that cannot be used")
+    parser.add_argument("--seed", type=int, default=0, help="of the sides of pairs")
     parser.add_argument("--output", required=True, help="JSONL or Parquet file to write")
     parser.add_argument("--overwrite", action="store_true", help="replace the output file")
 
@@ -120,16 +119,12 @@ def _add_generative(commands: Any) -> None:
 def _generative(options: argparse.Namespace) -> int:
     from palate.cli.console import console
     from palate.cli.eval import parse_columns
-    from palate.cli.score import write_rows
+    from palate.cli.output import rows_path, write_rows
     from palate.data.generative_rows import generative_rows
     from palate.data.loading import load_groups
-    from palate.errors import ConfigError, DataError, StorageError
+    from palate.errors import DataError, tally
 
-    output = Path(options.output)
-    if output.suffix not in (".jsonl", ".parquet"):
-        raise ConfigError(f"--output {output}: expected a .jsonl or .parquet file")
-    if output.exists() and not options.overwrite:
-        raise StorageError(f"{output}: exists already; choose another name or pass --overwrite")
+    output = rows_path(options.output, overwrite=options.overwrite)
     loaded = load_groups(options.data, split=options.split, columns=parse_columns(options.columns), on_bad_row=options.on_bad_row, margins=False)
     made = generative_rows(
         loaded.groups,
@@ -141,13 +136,13 @@ def _generative(options: argparse.Namespace) -> int:
         seed=options.seed,
     )
     counts = made.counts.as_dict()
-    left_out = ", ".join(f"{count} x {reason}" for reason, count in counts["left_out"].items()) or "nothing"
+    left_out = tally(counts["left_out"])
     if not made.rows:
         raise DataError(f"{options.data}: no row came of its {counts['groups']} groups; left out: {left_out}")
     write_rows(output, made.rows)
     if bad := loaded.reports[0].bad:
-        console.print("rows that could not be used: " + ", ".join(f"{count} x {kind}" for kind, count in bad.items()), markup=False)
-    labels = ", ".join(f"{count} x {label}" for label, count in counts["labels"].items())
+        console.print("rows that could not be used: " + tally(bad), markup=False)
+    labels = tally(counts["labels"])
     console.print(f"{counts['groups']} groups, {counts['rows']} rows written to {output}: {labels}; left out: {left_out}", markup=False)
     return 0
 
@@ -209,7 +204,7 @@ def _compared_rows(source: str, split: str, columns: Mapping[str, str] | None) -
     """Every row whose texts can be read: an empty side, two equal ones or a margin out of range make a row useless for training, not for comparing."""
     from palate.data.formats import detect_layout, parse_row
     from palate.data.loading import LoadReport, located, read_rows, rename_columns, source_name
-    from palate.errors import DataError, RowError
+    from palate.errors import DataError, RowError, tally
     from palate.evaluation.benchmarks import BENCHMARKS
 
     name, _, file = source.partition("=")
@@ -217,7 +212,7 @@ def _compared_rows(source: str, split: str, columns: Mapping[str, str] | None) -
         return _benchmark_items(name, file or None)
     report = LoadReport(source_name(source))
     groups, numbers, layout = [], [], None
-    for number, (location, row) in enumerate(read_rows(source, split=split, report=report)):
+    for place, (location, row) in enumerate(read_rows(source, split=split, report=report)):
         report.rows += 1
         if columns:
             row = rename_columns(row, columns, location)
@@ -231,10 +226,10 @@ def _compared_rows(source: str, split: str, columns: Mapping[str, str] | None) -
         except DataError as error:
             raise DataError(f"{location}: {error}\n--against-columns maps the columns of test sets.") from error
         groups.append(located(group, report.source, location))
-        numbers.append(number)
+        numbers.append(place)
     report.groups = len(groups)
     if not groups:
-        raise DataError(f"{report.source}: none of its {report.rows} rows can be compared: {dict(report.bad)}\n" + "\n".join(report.examples))
+        raise DataError(f"{report.source}: none of its {report.rows} rows can be compared: {tally(report.bad)}\n" + "\n".join(report.examples))
     return _Compared(groups, numbers, report)
 
 
@@ -316,6 +311,7 @@ def _write_rows(output: Path, rows: Iterator[str], kept: set[int]) -> int:
 
 def _show(report: Mapping[str, Any], examples: int) -> None:
     from palate.cli.console import console
+    from palate.errors import tally
     from palate.reports.data_tables import contamination_lines, contamination_table, data_table
 
     source = report["source"]
@@ -331,7 +327,7 @@ def _show(report: Mapping[str, Any], examples: int) -> None:
         for line in contamination_lines(found, examples):
             console.print(line, markup=False)
     for name, bad in report.get("not_compared", {}).items():
-        console.print(f"not compared, {name}: " + ", ".join(f"{count} x {kind}" for kind, count in bad.items()), markup=False)
+        console.print(f"not compared, {name}: " + tally(bad), markup=False)
     if clean := report.get("clean"):
         unread = f", and {clean['unread']} that cannot be read" if clean["unread"] else ""
         console.print(f"{clean['written']} of {clean['rows']} rows written to {clean['file']}; left out: {clean['touched']} touched{unread}", markup=False)

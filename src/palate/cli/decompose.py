@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from palate.cli.arguments import Parser, at_least_one
 from palate.types import PACKINGS
 
 if TYPE_CHECKING:
@@ -41,7 +42,9 @@ def main(arguments: Sequence[str]) -> int:
     given = {name: getattr(options, name) for name in ("max_length", "packing", "token_budget") if getattr(options, name) is not None}
     embedder, scorer, opened = open_embedder(options.model, options.cache, **given)
     pairs = embedded_pairs(embedder, groups, weights=options.weights, ties=options.ties, on_long=options.on_long, progress=True)
-    console.print(f"{len(pairs)} comparisons of {len(groups)} prompts; {embedder.computed} responses embedded, {embedder.cached} from the cache")
+    console.print(
+        f"{len(pairs)} comparisons of {len(set(pairs.prompts.tolist()))} prompts; {embedder.computed} responses embedded, {embedder.cached} from the cache"
+    )
     if pairs.left_out:
         console.print(f"{pairs.left_out} comparisons left out: a response is longer than the model reads, or empty")
     found = decompose(pairs, components=options.components, centred=options.center)
@@ -79,21 +82,21 @@ def main(arguments: Sequence[str]) -> int:
 
 
 def parse(arguments: Sequence[str]) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="palate decompose", description="Many directions of preference in place of one: PCA of chosen minus rejected.")
+    parser = Parser(prog="palate decompose", description="Many directions of preference in place of one: PCA of chosen minus rejected.")
     parser.add_argument("--model", required=True, help="checkpoint folder or hub id of a reward model")
     parser.add_argument("--data", required=True, help="preference rows in any known layout; their differences are decomposed")
     parser.add_argument("--output", required=True, help="folder to write: a checkpoint with the original head and two heads a direction")
     parser.add_argument("--split", default="train", help="split of a hub data set or folder")
     parser.add_argument("--columns", nargs="*", default=[], metavar="OURS=THEIRS", help="column names, e.g. chosen=better rejected=worse")
-    parser.add_argument("--on-bad-row", choices=("error", "drop"), default="error")
+    parser.add_argument("--on-bad-row", choices=("error", "drop"), default="error", help="a row that cannot be read: end here, or leave it out, counted")
     how = parser.add_argument_group("how")
-    how.add_argument("--components", type=int, default=50, help="directions (default: 50, which makes 100 heads and the original one)")
+    how.add_argument("--components", type=at_least_one, default=50, help="directions (default: 50, which makes 100 heads and the original one)")
     how.add_argument("--no-center", dest="center", action="store_false", help="variance about 0 in place of the mean difference: labels play no part")
     how.add_argument(
         "--weights",
         choices=("balanced", "given", "margin"),
         default="balanced",
-        help="balanced: every prompt counts once; given: by row; margin: times margins",
+        help="balanced: a ranking counts as much as a pair; given: by row; margin: times margins",
     )
     how.add_argument("--ties", choices=("drop", "soft"), default="drop", help="comparisons without a winner")
     how.add_argument(
@@ -103,9 +106,9 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
         help="the one reward of the checkpoint: the original head's, what the directions hold of it, or the first direction's",
     )
     how.add_argument("--on-long", choices=("error", "nan", "truncate_prompt"), default="nan", help="beyond max_length (nan: left out and counted)")
-    how.add_argument("--max-length", type=int, help="in place of the checkpoint's own")
+    how.add_argument("--max-length", type=at_least_one, help="in place of the checkpoint's own")
     how.add_argument("--packing", choices=PACKINGS, help="how sequences are computed (default: the fastest exact way)")
-    how.add_argument("--token-budget", type=int, help="tokens computed at a time (default: by device)")
+    how.add_argument("--token-budget", type=at_least_one, help="tokens computed at a time (default: by device)")
     how.add_argument("--cache", help="folder of embeddings computed before (default: among the user's caches)")
     out = parser.add_argument_group("what the directions are about")
     out.add_argument("--by", metavar="COLUMN", help="column that names the annotator of a row: along which directions do annotators differ?")

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Sequence
+
+from palate.cli.arguments import Parser
 
 
 def main(arguments: Sequence[str]) -> int:
-    parser = argparse.ArgumentParser(prog="palate doctor", description="Check a saved reward model; exit code 4 when a check fails.")
+    parser = Parser(prog="palate doctor", description="Check a saved reward model; exit code 4 when a check fails.")
     parser.add_argument("directory", help="checkpoint folder")
     parser.add_argument("--for", dest="consumers", default="", metavar="NAMES", help="consumers, by comma: trl,vllm,sglang,tei,verl,openrlhf,... or all")
     options = parser.parse_args(arguments)

@@ -10,6 +10,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
+from palate.cli.arguments import Parser, at_least_one
 from palate.training.settings import EvalSettings
 from palate.types import PACKINGS, PreferenceGroup
 
@@ -27,7 +28,7 @@ def main(arguments: Sequence[str]) -> int:
 
 
 def parse(arguments: Sequence[str]) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="palate eval", description="Measure a reward model on preference data or on benchmarks.")
+    parser = Parser(prog="palate eval", description="Measure a reward model on preference data or on benchmarks.")
     what = parser.add_argument_group("what is measured")
     what.add_argument("--model", help="checkpoint, adapter or hub id; dpo:POLICY,REFERENCE; ensemble:A,B; http://HOST:PORT")
     what.add_argument("--format", help="input format of a model that has one of its own (pair, hh-pair, open-assistant, hash-turns; known ids: by themselves)")
@@ -45,7 +46,7 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     on.add_argument("--partial", action="store_true", help="accept a benchmark without all of its subsets")
     on.add_argument("--split", default="test", help="split of a hub data set or folder")
     on.add_argument("--columns", nargs="*", default=[], metavar="OURS=THEIRS", help="column names, e.g. chosen=better rejected=worse")
-    on.add_argument("--on-bad-row", choices=("error", "drop"), default="error")
+    on.add_argument("--on-bad-row", choices=("error", "drop"), default="error", help="a row that cannot be read: end here, or leave it out, counted")
     on.add_argument("--limit", type=at_least_one, help="only the first so many groups (of a benchmark: implies --partial)")
     out = parser.add_argument_group("what comes out")
     out.add_argument("--output", help="results.json to write (items and pictures go beside it); with several benchmarks a folder")
@@ -59,9 +60,10 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     how.add_argument("--on-long", choices=("error", "nan", "truncate_prompt"), default="nan", help="responses beyond max_length (nan: counted as not scored)")
     how.add_argument("--max-length", type=at_least_one, help="in place of the checkpoint's own")
     how.add_argument("--bins", type=at_least_one, default=10, help="bins of the reliability curve")
-    how.add_argument("--confidence", type=float, default=0.95)
+    how.add_argument("--confidence", type=float, default=0.95, help="of intervals")
     how.add_argument("--packing", choices=PACKINGS, default="auto", help="how sequences are computed (auto: the fastest exact way)")
     how.add_argument("--token-budget", type=at_least_one, help="tokens computed at a time (default: by device)")
+    how.add_argument("--trust-remote-code", action="store_true", help="run code that comes with the model")
     how.add_argument("--cache", help="file of rewards computed before (default: $PALATE_CACHE, else among the user's caches)")
     how.add_argument("--no-cache", action="store_true", help="compute every reward anew, keep none")
     options = parser.parse_args(arguments)
@@ -88,14 +90,6 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
         if getattr(options, name):
             parser.error(f"--{name} does nothing {'with --scores' if options.scores else 'with --benchmark' if options.benchmark else 'without --benchmark'}")
     return options
-
-
-def at_least_one(text: str) -> int:
-    """For argparse: a whole number from 1 on."""
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"{value} is less than 1")
-    return value
 
 
 def show_benchmarks() -> int:
@@ -205,8 +199,8 @@ def open_cached(options: argparse.Namespace) -> Any:
     from palate.scoring.cache import CachedScorer, default_cache
     from palate.scoring.sources import open_scorer
 
-    load: dict[str, Any] = {"packing": options.packing, "token_budget": options.token_budget, "max_length": options.max_length}
-    opened = open_scorer(options.model, input_format=options.format, protocol=options.protocol, api_key=key_in(options.api_key_env), **load)
+    key = key_in(options.api_key_env)
+    opened = open_scorer(options.model, input_format=options.format, protocol=options.protocol, api_key=key, **loading_options(options))
     if options.no_cache or opened.identity is None:
         return opened
     return opened._replace(scorer=CachedScorer(opened.scorer, options.cache or default_cache(), opened.identity))
@@ -222,6 +216,12 @@ def items_of(options: argparse.Namespace, name: str | None) -> tuple[list[Prefer
         return load_items(benchmark, options.data, limit=options.limit), benchmark
     loaded = load_groups(options.data, split=options.split, columns=parse_columns(options.columns), on_bad_row=options.on_bad_row, margins=False)
     return loaded.groups, None
+
+
+def loading_options(options: argparse.Namespace) -> dict[str, Any]:
+    """What `open_scorer` is told of loading: the options that were given, of those that a command has."""
+    given = vars(options)
+    return {name: given[name] for name in ("packing", "token_budget", "max_length", "trust_remote_code") if given.get(name)}
 
 
 def parse_columns(pairs: Sequence[str]) -> dict[str, str] | None:

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Sequence
+
+from palate.cli.arguments import Parser
 
 FORMATS = ("hf", "adapter", "deepspeed-chat", "openrlhf", "llamafactory", "token-classification")
 
 
 def main(arguments: Sequence[str]) -> int:
-    parser = argparse.ArgumentParser(prog="palate export", description="Write a reward model in another stack's format; it is kept only if it scores the same.")
+    parser = Parser(prog="palate export", description="Write a reward model in another stack's format; it is kept only if it scores the same.")
     parser.add_argument("directory", help="checkpoint or adapter folder, or a hub id")
     parser.add_argument("output", help="folder to write")
     parser.add_argument(

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from palate.cli.judging import add_call_flags, known_answers, open_caller, show_spent, state_of, write_json, write_rows
+from palate.cli.arguments import Parser, at_least_one
+from palate.cli.judging import add_call_flags, known_answers, open_caller, show_spent, state_of
+from palate.cli.output import rows_path, write_json, write_rows
 
 if TYPE_CHECKING:
     from palate.judging.caller import Caller
@@ -20,15 +21,17 @@ def main(arguments: Sequence[str]) -> int:
     options = parse(arguments)
     from palate.cli.console import console, quiet_libraries
     from palate.data.loading import read_rows
+    from palate.errors import tally
     from palate.judging.generation import generate, plan, read_prompts
     from palate.judging.sources import read_generation
 
     quiet_libraries()
+    output = rows_path(options.output, overwrite=True)
     settings = with_endpoints(read_generation(options.config), options.base_url, options.api_key_env)
     found = read_prompts(read_rows(options.prompts, split=options.split))
     prompts = found.prompts[: options.limit]
     draws = plan(prompts, settings)
-    console.print(f"{len(prompts)} prompts, {len(draws)} responses; left out: {found.left_out or 'none'}", markup=False)
+    console.print(f"{len(prompts)} prompts, {len(draws)} responses; left out: {tally(found.left_out)}", markup=False)
     if options.dry_run:
         return show_plan(options, draws)
     callers = open_callers(options, draws)
@@ -36,7 +39,6 @@ def main(arguments: Sequence[str]) -> int:
         check_sampling(draws, callers)
     generated = generate(prompts, settings, callers, allow_constant=options.allow_constant)
     report = {**generated.report, "left_out_before": found.left_out, "calls": show_spent(list(callers.values()))}
-    output = Path(options.output)
     write_rows(output, generated.rows)
     write_json(output.with_suffix(".report.json"), report)
     show(report, options.output)
@@ -44,13 +46,13 @@ def main(arguments: Sequence[str]) -> int:
 
 
 def parse(arguments: Sequence[str]) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="palate generate", description="Responses of several sources to prompts, for a judge to compare.")
+    parser = Parser(prog="palate generate", description="Responses of several sources to prompts, for a judge to compare.")
     parser.add_argument("--config", required=True, help="sources.yaml: sources, per_prompt, sampler, filters, seed (docs/judging.md)")
     parser.add_argument("--prompts", required=True, help="rows with a prompt; other columns but id and reference are left aside")
-    parser.add_argument("--split", default="train")
-    parser.add_argument("--output", required=True, help="rows of responses to write (.jsonl); the report goes beside them")
+    parser.add_argument("--split", default="train", help="split of a hub data set or folder")
+    parser.add_argument("--output", required=True, help="rows of responses to write (.jsonl or .parquet); the report goes beside them")
     parser.add_argument("--base-url", help="endpoint of the sources that name none")
-    parser.add_argument("--limit", type=int, help="only the first so many prompts")
+    parser.add_argument("--limit", type=at_least_one, help="only the first so many prompts")
     parser.add_argument("--dry-run", action="store_true", help="say how many calls it would take, and make none")
     parser.add_argument("--allow-constant", action="store_true", help="go on where a source says the same whatever is drawn")
     add_call_flags(parser)
@@ -125,6 +127,8 @@ def show_plan(options: argparse.Namespace, draws: Sequence[Draw]) -> int:
         console.print(client.endpoint, markup=False, highlight=False)
         estimate = dry_run(own, price=price, prices=prices_of(draws, url), cache=known_answers(options), endpoint=client.endpoint)
         console.print(str(estimate), markup=False, highlight=False)
+    if not options.no_probe and not options.allow_constant:
+        console.print("Besides these: a few short calls to each model that is sampled, which see whether its answers vary (unless --no-probe)")
     return 0
 
 

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Sequence
+
+from palate.cli.arguments import Parser, at_least_one
 
 FORMATS = ("auto", "openrlhf", "llamafactory", "deepspeed-chat", "trl", "open-instruct", "nemo-rl", "classifier", "adapter")
 
 
 def main(arguments: Sequence[str]) -> int:
-    parser = argparse.ArgumentParser(prog="palate import", description="Make a checkpoint with a contract from another stack's reward model.")
+    parser = Parser(prog="palate import", description="Make a checkpoint with a contract from another stack's reward model.")
     parser.add_argument("directory", help="its folder, or a hub id")
     parser.add_argument("output", help="folder to write")
     parser.add_argument("--format", choices=FORMATS, default="auto", help="whose it is (auto: seen from its files, asked where they leave it open)")
@@ -21,7 +22,7 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument("--end-text", default="<|endoftext|>", help="what DeepSpeed-Chat put behind every response")
     parser.add_argument("--value-head", help="name of the head among the tensors, where it is an unusual one")
     parser.add_argument("--weights", nargs="*", default=[], metavar="OUTPUT=WEIGHT", help="what each of several outputs weighs in the reward")
-    parser.add_argument("--max-length", type=int, help="longest sequence in tokens (default: what positions allow)")
+    parser.add_argument("--max-length", type=at_least_one, help="longest sequence in tokens (default: what positions allow)")
     parser.add_argument("--allow-pickle", action="store_true", help="read .bin files (tensors alone are taken from them)")
     parser.add_argument("--trust-remote-code", action="store_true", help="run the code that its config names")
     options = parser.parse_args(arguments)

@@ -7,39 +7,55 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from palate.cli.judging import add_judge_flags, open_judge, show_spent, write_json, write_rows
+from palate.cli.arguments import Parser, at_least_one, number, share, whole
+from palate.cli.judging import add_judge_flags, open_judge, show_spent
+from palate.cli.output import check_writable, write_json, write_rows
 
 if TYPE_CHECKING:
     from palate.evaluation.benchmarks import Benchmark
+    from palate.judging.recorded import Recorded
+    from palate.judging.replay import Replayed
     from palate.types import PreferenceGroup
 
+EXAMPLES_SHOWN = 5
 MOST_CANARIES = 50  # pairs, as `palate build` takes at most
 
 
 def main(arguments: Sequence[str]) -> int:
-    parser = argparse.ArgumentParser(prog="palate judge", description="Look at a judge before spending on it.")
+    parser = Parser(prog="palate judge", description="Look at a judge before spending on it.")
     commands = parser.add_subparsers(dest="command", required=True)
     audit = commands.add_parser("audit", help="measure a judge on preference data with known labels")
     audit.add_argument("--data", help="preference data in any known layout; `sample`: the gold set of the package; with --benchmark: its items")
     audit.add_argument("--benchmark", help="score the judge as this benchmark does (palate eval --list); those without two orders need --style rating")
     audit.add_argument("--partial", action="store_true", help="accept a benchmark without all of its subsets")
-    audit.add_argument("--split", default="test")
-    audit.add_argument("--limit", type=int, help="only the first so many groups (of a benchmark: implies --partial)")
+    audit.add_argument("--split", default="test", help="split of a hub data set or folder")
+    audit.add_argument("--limit", type=at_least_one, help="only the first so many groups (of a benchmark: implies --partial)")
     audit.add_argument("--output", help="audit.json to write; what the judge said goes beside it (.judgments.jsonl), for `palate judge replay`")
-    audit.add_argument("--min-kappa", type=float, help="exit code 1 where kappa lies below")
+    audit.add_argument("--min-kappa", type=number(least=-1, most=1), help="exit code 1 where kappa lies below")
     audit.add_argument("--writer", help="a model named in the data's chosen_model and rejected_model, to look for self-preference")
-    audit.add_argument("--confidence", type=float, default=0.95)
+    audit.add_argument("--confidence", type=share, default=0.95, help="of intervals")
     audit.add_argument(
-        "--canaries", type=int, nargs="?", const=MOST_CANARIES, default=0, metavar="N", help="ask about canaries of N pairs too, whose verdict is known (50)"
+        "--canaries",
+        type=whole(0),
+        nargs="?",
+        const=MOST_CANARIES,
+        default=0,
+        metavar="N",
+        help="ask about canaries of N pairs too, whose verdict is known (50)",
     )
     add_judge_flags(audit)
     again = commands.add_parser("replay", help="read recorded judgments of both orders again, compare them with the decisions on record, combine them")
-    again.add_argument("records", help="rows with both orders of a pair (docs/judging.md)")
+    again.add_argument("records", help="rows with both orders of a pair, or with one order each (docs/judging.md)")
+    again.add_argument("--columns", nargs="*", default=[], metavar="OURS=THEIRS", help="column names: pair_id, order, swapped, text, decision, label")
     again.add_argument("--patterns", help="JSON of regular expressions by class ({'1': ..., '2': ...}), or LLMBar's configuration")
     again.add_argument("--form", choices=("five_step", "arena", "three_way", "binary"), help="labels in the replies, in place of --patterns")
     again.add_argument("--policy", choices=("drop", "tie", "keep_mean"), default="drop", help="where the two orders contradict each other")
-    again.add_argument("--decisions", choices=("presented", "item"), default="presented", help="how decisions of rows with one order each stand")
-    again.add_argument("--by", nargs="+", help="columns of the table's groups (default: judge, strategy, subset)")
+    again.add_argument(
+        "--decisions",
+        choices=("presented", "item"),
+        help="what A means in the second order: the response shown first, or the pair's first one (default: by item where orders are named 12 and 21)",
+    )
+    again.add_argument("--by", nargs="+", help="columns of the table's groups (default: judge, strategy, subset); they tell runs with equal ids apart")
     again.add_argument("--output", help="JSON file to write")
     options = parser.parse_args(arguments)
     return run_audit(options) if options.command == "audit" else run_replay(options, again)
@@ -48,25 +64,51 @@ def main(arguments: Sequence[str]) -> int:
 def run_replay(options: argparse.Namespace, parser: argparse.ArgumentParser) -> int:
     """Exit code 1 where a reply read anew gives another verdict than the one on record."""
     from palate.cli.console import console
-    from palate.data.loading import read_rows
-    from palate.judging.recorded import FORMS, read_judged, read_patterns, replay
+    from palate.cli.eval import parse_columns
+    from palate.data.loading import read_rows, rename_columns
+    from palate.judging.recorded import read_judged
+    from palate.judging.replay import FORMS, read_patterns, replay
     from palate.reports.judge_tables import replay_table
 
     if options.patterns and options.form:
         parser.error("give --patterns or --form, not both")
-    judged = read_judged(read_rows(options.records), decisions=options.decisions)
+    columns = parse_columns(options.columns) or {}
+    rows = ((place, rename_columns(row, columns, place)) for place, row in read_rows(options.records))
+    recorded = read_judged(rows, decisions=options.decisions, by=options.by or ())
     form = FORMS[options.form]() if options.form else None
     patterns = read_patterns(Path(options.patterns)) if options.patterns else None
     read_by = patterns.parser if patterns else (lambda _: form) if form else None
-    found = replay(judged, read_by, policy=options.policy, by=options.by)
+    found = replay(recorded.pairs, read_by, policy=options.policy, by=options.by)
     console.print(replay_table(found.table, title=options.records))
-    if read_by is not None:
-        console.print(f"{found.parsed} replies read; {found.different} give another verdict than the one on record")
-        for example in found.examples:
-            console.print(f"  {example}", markup=False)
+    show_replayed(recorded, found, options)
     if options.output:
-        write_json(Path(options.output), found._asdict())
+        write_json(Path(options.output), found._asdict() | {"one_order": recorded.one_order, "columns": recorded.columns})
     return 1 if found.different else 0
+
+
+def show_replayed(recorded: Recorded, found: Replayed, options: argparse.Namespace) -> None:
+    """What the table does not say: what was left out, what has no label, and which verdicts differ."""
+    from palate.cli.console import console
+
+    lines = []
+    if recorded.columns:
+        lines.append("Read: " + ", ".join(ours if ours == theirs else f"{ours} from `{theirs}`" for ours, theirs in recorded.columns.items()))
+    if recorded.one_order:
+        lines.append(f"Pairs judged in one order only, left out: {recorded.one_order}")
+    if found.unlabelled:
+        named = "" if "label" in recorded.columns else " (--columns label=COLUMN names its column)"
+        lines.append(f"Pairs without a label that names the better response{named}, in no accuracy: {found.unlabelled}")
+    if options.form or options.patterns:
+        lines.append(f"{found.parsed} replies read; {found.different} give another verdict than the one on record")
+        lines += [f"  {example}" for example in found.examples[:EXAMPLES_SHOWN]]
+        if found.different > EXAMPLES_SHOWN:
+            lines.append(f"  and {found.different - EXAMPLES_SHOWN} more (all of them in the --output)")
+        if found.unread:
+            lines.append(f"Judgments without a reply, whose decisions on record were taken: {found.unread}")
+    if found.doubt:
+        lines.append(f"In doubt, {found.doubt}: do the second order's decisions stand in other coordinates (--decisions presented, or item)?")
+    for line in lines:
+        console.print(line, markup=False, highlight=False)
 
 
 def run_audit(options: argparse.Namespace) -> int:
@@ -77,6 +119,8 @@ def run_audit(options: argparse.Namespace) -> int:
     from palate.reports.tables import benchmark_table
 
     quiet_libraries()
+    if options.output:
+        check_writable(Path(options.output))
     benchmark = benchmark_of(options)
     groups = gold_groups(options, benchmark)
     opened = open_judge(options)

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from palate.cli.arguments import at_least_one, not_negative, number, whole
 from palate.cli.styles import add_style_flags, chat_judge, check_style, is_decision, policy_of
 
 if TYPE_CHECKING:
@@ -41,10 +42,10 @@ def add_judge_flags(parser: argparse.ArgumentParser) -> None:
     add_style_flags(judge)
     judge.add_argument("--criteria", default="", help="what makes a response better, in words")
     judge.add_argument("--rubric", default="", help="a file with a rubric")
-    judge.add_argument("--temperature", type=float, default=0.0)
-    judge.add_argument("--max-tokens", type=int, default=2048)
+    judge.add_argument("--temperature", type=not_negative, default=0.0, help="of the judge's sampling")
+    judge.add_argument("--max-tokens", type=at_least_one, default=2048, help="most tokens of an answer")
     judge.add_argument("--sampling-seed", type=int, help="sent with every question, a number made of it with every further draw (default: none is sent)")
-    judge.add_argument("--votes", type=int, default=1, help="answers drawn a question (needs an endpoint that samples)")
+    judge.add_argument("--votes", type=at_least_one, default=1, help="answers drawn a question (needs an endpoint that samples)")
     add_call_flags(parser)
 
 
@@ -52,11 +53,11 @@ def add_call_flags(parser: argparse.ArgumentParser) -> None:
     calls = parser.add_argument_group("the calls")
     calls.add_argument("--api-key-env", help="environment variable with the endpoint's key (default: OPENAI_API_KEY, for OpenAI's own address alone)")
     calls.add_argument("--cache", default="palate-answers.sqlite", help="file of raw answers; what is in it is not asked again")
-    calls.add_argument("--concurrency", type=int, default=64, help="calls at once, at most")
-    calls.add_argument("--timeout", type=float, default=300.0, help="seconds for one call")
-    calls.add_argument("--max-requests", type=int, help="stop after so many calls")
-    calls.add_argument("--max-cost", type=float, help="stop before this cost (needs --price)")
-    calls.add_argument("--price", nargs=2, type=float, metavar=("PROMPT", "COMPLETION"), help="money per million tokens")
+    calls.add_argument("--concurrency", type=at_least_one, default=64, help="calls at once, at most")
+    calls.add_argument("--timeout", type=number(above=0), default=300.0, help="seconds for one call")
+    calls.add_argument("--max-requests", type=whole(0), help="stop after so many calls")
+    calls.add_argument("--max-cost", type=not_negative, help="stop before this cost (needs --price)")
+    calls.add_argument("--price", nargs=2, type=not_negative, metavar=("PROMPT", "COMPLETION"), help="money per million tokens")
     calls.add_argument("--no-probe", action="store_true", help="do not ask the endpoint what it can do")
 
 
@@ -73,7 +74,8 @@ def open_judge(options: argparse.Namespace, *, references: Mapping[str, Conversa
         from palate.scoring.sources import open_scorer
 
         opened = open_scorer(options.judge.removeprefix("rm:"))
-        return Opened(ScorerJudge(opened.scorer), None, {"judge": opened.description["name"], "kind": "reward model", "policy": policy_of(options)})
+        provenance = {"judge": opened.description["name"], "kind": "reward model", "policy": policy_of(options)}
+        return Opened(ScorerJudge(opened.scorer, on_long="nan"), None, provenance)
     if options.judge.startswith("logits:"):
         from palate.scoring.generative import load_pairwise_judge
 
@@ -206,6 +208,7 @@ def summed(spent: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
 def show_spent(callers: Sequence[Caller]) -> dict[str, Any]:
     """Print what the calls came to, and return it; nothing where there is nobody to call."""
     from palate.cli.console import console
+    from palate.errors import tally
 
     if not callers:
         return {}
@@ -213,34 +216,9 @@ def show_spent(callers: Sequence[Caller]) -> dict[str, Any]:
     cost = "unknown (no --price)" if spent["cost"] is None else f"{spent['cost']:.4f}"
     console.print(
         f"Calls: {spent['requests']} asked, {spent['cached']} from the cache; tokens {spent['prompt_tokens']} in, {spent['completion_tokens']} out; "
-        f"cost {cost}; failed: {spent['failures'] or 'none'}; asked again: {spent['retries'] or 'none'}; {spent['seconds']:.1f} s",
+        f"cost {cost}; failed: {tally(spent['failures'], 'none')}; asked again: {tally(spent['retries'], 'none')}; {spent['seconds']:.1f} s",
         markup=False,
     )
     if any(caller.stopped for caller in callers):
         console.print("The budget ended the run: what was answered is kept; run again with a larger one to go on.")
     return spent
-
-
-def write_rows(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
-    """As JSONL."""
-    import json
-
-    write_parts(path, (json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
-
-
-def write_json(path: Path, found: Mapping[str, Any]) -> None:
-    from palate.evaluation.evaluator import to_json
-
-    write_parts(path, [to_json(found)])
-
-
-def write_parts(path: Path, parts: Iterable[str]) -> None:
-    """A file of these texts, one after the other; its folder is made. Raises StorageError where it cannot be written."""
-    from palate.errors import StorageError
-
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with path.open("w", encoding="utf-8") as file:
-            file.writelines(parts)
-    except OSError as error:
-        raise StorageError(f"{path}: cannot be written: {error}") from error

@@ -34,6 +34,9 @@ COMMANDS = {
 MODULES = {"best-of": "best_of", "import": "import_"}
 """Commands whose names are no names of modules."""
 
+KEEPS = ("generate", "build", "judge")
+"""Commands whose calls are kept as they are answered."""
+
 USAGE = "usage: palate COMMAND [options]\n\nReward modelling: from raw preferences to a served reward.\n\ncommands:\n"
 
 
@@ -69,7 +72,7 @@ def _run(name: str, arguments: list[str]) -> int:
         print(f"palate {name}: {error}", file=sys.stderr)
         return error.exit_code
     except KeyboardInterrupt:
-        print(f"palate {name}: interrupted", file=sys.stderr)
+        print(f"palate {name}: interrupted" + ("; what was answered is kept: run again to go on" if name in KEEPS else ""), file=sys.stderr)
         return 130
     except BrokenPipeError:
         return 0

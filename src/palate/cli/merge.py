@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Sequence
+
+from palate.cli.arguments import Parser
 
 
 def main(arguments: Sequence[str]) -> int:
-    parser = argparse.ArgumentParser(prog="palate merge", description="Write an adapter merged into its base model: a full checkpoint that loads anywhere.")
+    parser = Parser(prog="palate merge", description="Write an adapter merged into its base model: a full checkpoint that loads anywhere.")
     parser.add_argument("adapter", help="folder of a trained adapter")
     parser.add_argument("output", help="folder to write")
     options = parser.parse_args(arguments)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
 import shutil
@@ -11,6 +10,8 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
+
+from palate.cli.arguments import Parser
 
 FRESH_PROMPT = "My houseplant's leaves are turning yellow. What should I check first?"
 FRESH_RESPONSES = (
@@ -24,9 +25,9 @@ FRESH_RESPONSES = (
 
 
 def main(arguments: Sequence[str]) -> int:
-    parser = argparse.ArgumentParser(prog="palate quickstart", description="Train, evaluate and try a reward model on the sample data.")
+    parser = Parser(prog="palate quickstart", description="Train, evaluate and try a reward model on the sample data.")
     parser.add_argument("--output", default="palate-quickstart", help="folder to write (a number is added when it exists)")
-    parser.add_argument("--seed", type=int, default=42)
+    parser.add_argument("--seed", type=int, default=42, help="of training: order of the data and new weights")
     options = parser.parse_args(arguments)
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
     started = time.monotonic()

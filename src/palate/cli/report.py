@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
+from palate.cli.arguments import Parser
+
 
 def main(arguments: Sequence[str]) -> int:
-    parser = argparse.ArgumentParser(prog="palate report", description="Pages from results.json, comparison.json or trainer_state.json; model cards.")
+    parser = Parser(prog="palate report", description="Pages from results.json, comparison.json or trainer_state.json; model cards.")
     parser.add_argument("source", nargs="+", help="results.json (several: one page over all), comparison.json, trainer_state.json, or a training folder")
     parser.add_argument("--page", help="HTML page to write")
     parser.add_argument("--markdown", help="Markdown file to write")

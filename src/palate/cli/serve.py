@@ -6,8 +6,9 @@ import argparse
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
+from palate.cli.arguments import Parser, at_least_one, not_negative, number, whole
+from palate.serving.settings import ServerSettings
 from palate.types import PACKINGS
 
 KEY_VARIABLE = "PALATE_API_KEY"
@@ -32,11 +33,11 @@ def main(arguments: Sequence[str]) -> int:
 
 
 def parse(arguments: Sequence[str]) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="palate serve", description="Serve reward models over HTTP (docs/serving.md).")
+    parser = Parser(prog="palate serve", description="Serve reward models over HTTP (docs/serving.md).")
     parser.add_argument("--model", action="append", required=True, metavar="[NAME=]PATH", help="checkpoint folder or hub id; may be repeated")
     where = parser.add_argument_group("where, and who may")
     where.add_argument("--host", default="127.0.0.1", help="address to listen on (default: this machine alone)")
-    where.add_argument("--port", type=at_least_one, default=8000)
+    where.add_argument("--port", type=whole(0, 65535), default=8000, help="0: any free one")
     where.add_argument("--api-key", help=f"key that clients must send (others on this machine can see it in the list of processes: prefer {KEY_VARIABLE})")
     what = parser.add_argument_group("the model")
     what.add_argument("--on-long", choices=("error", "truncate_prompt"), default="error", help="beyond max_length; what was cut is said in the answer")
@@ -49,14 +50,14 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     what.add_argument("--allow-pickle", action="store_true", help="load weights that are no safetensors")
     what.add_argument("--trust-remote-code", action="store_true", help="run code that comes with the model")
     limits = parser.add_argument_group("limits")
-    limits.add_argument("--max-body", type=at_least_one, help="bytes of a request")
-    limits.add_argument("--max-items", type=at_least_one, help="items of a request")
-    limits.add_argument("--queue-items", type=at_least_one, help="items queued before 503 is answered")
-    limits.add_argument("--queue-tokens", type=at_least_one, help="tokens queued before 503 is answered")
-    limits.add_argument("--timeout", type=float, help="seconds until 504 is answered")
-    limits.add_argument("--batch-tokens", type=at_least_one, help="tokens computed before newcomers are looked at")
+    limits.add_argument("--max-body", type=at_least_one, default=ServerSettings.max_body, help="bytes of a request")
+    limits.add_argument("--max-items", type=at_least_one, default=ServerSettings.max_items, help="items of a request")
+    limits.add_argument("--queue-items", type=at_least_one, default=ServerSettings.queue_items, help="items queued before 503 is answered")
+    limits.add_argument("--queue-tokens", type=at_least_one, default=ServerSettings.queue_tokens, help="tokens queued before 503 is answered")
+    limits.add_argument("--timeout", type=number(above=0), default=ServerSettings.timeout, help="seconds until 504 is answered")
+    limits.add_argument("--batch-tokens", type=at_least_one, help="tokens computed before newcomers are looked at (default: a few rows' worth)")
     limits.add_argument("--batch-items", type=at_least_one, help="items computed before newcomers are looked at (1: no batching)")
-    limits.add_argument("--linger", type=float, help="seconds that an idle model waits for company to a first item (default 0)")
+    limits.add_argument("--linger", type=not_negative, default=ServerSettings.linger, help="seconds that an idle model waits for company to a first item")
     change = parser.add_argument_group("other models while it runs")
     change.add_argument("--may-load", action="store_true", help="offer POST /v1/models/load and /v1/models/reload")
     change.add_argument("--model-root", action="append", default=[], type=Path, help="folder that they may load from; may be repeated")
@@ -79,18 +80,9 @@ def named(models: Sequence[str]) -> dict[str, str]:
     return found
 
 
-def settings(options: argparse.Namespace) -> Any:
-    from palate.serving.settings import ServerSettings
-
+def settings(options: argparse.Namespace) -> ServerSettings:
     limits = ("max_body", "max_items", "queue_items", "queue_tokens", "timeout", "batch_tokens", "batch_items", "linger")
     given = {name: getattr(options, name) for name in limits if getattr(options, name) is not None}
     key = options.api_key or os.environ.get(KEY_VARIABLE) or None
     where = {"host": options.host, "port": options.port, "api_key": key, "on_long": options.on_long}
     return ServerSettings(**where, **given, may_load=options.may_load, model_roots=tuple(options.model_root))
-
-
-def at_least_one(text: str) -> int:
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"{text} is less than 1")
-    return value

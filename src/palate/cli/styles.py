@@ -7,6 +7,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
+from palate.cli.arguments import whole
+
 if TYPE_CHECKING:
     from palate.judging.caller import Caller
     from palate.judging.capabilities import Capabilities
@@ -28,10 +30,10 @@ def add_style_flags(judge: argparse._ArgumentGroup) -> None:
         choices=("five_step", "three_way", "binary", "token", "json"),
         help="how a verdict is asked for (token: log-odds; default: five_step, and words for the styles rating and list, which know json besides)",
     )
-    judge.add_argument("--scale", nargs=2, type=float, default=(1.0, 10.0), metavar=("LOW", "HIGH"), help="of ratings (default: 1 10)")
+    judge.add_argument("--scale", nargs=2, type=float, metavar=("LOW", "HIGH"), help="of ratings (default: 1 10)")
     judge.add_argument("--aspects", default="", help="rate by each of these and take the mean: YAML file of names and what they mean")
-    judge.add_argument("--orders", type=int, default=2, help="orders in which a list is shown, an even number: each comes with its mirror image")
-    judge.add_argument("--window", type=int, default=7, help="most responses in one list; longer ones are cut into windows that overlap")
+    judge.add_argument("--orders", type=whole(2), help="orders in which a list is shown, an even number: each comes with its mirror image (default: 2)")
+    judge.add_argument("--window", type=whole(2), help="most responses in one list; longer ones are cut into windows that overlap (default: 7)")
     judge.add_argument(
         "--policy",
         choices=("drop", "tie", "keep_mean"),
@@ -73,6 +75,9 @@ def check_style(options: argparse.Namespace) -> None:
         raise ConfigError(f"--votes {options.votes}: a list is asked about in several orders, not several times; raise --orders")
     if options.aspects and options.style != "rating":
         raise ConfigError(f"--aspects are rated one by one, and --style is {options.style}; use --style rating, or --criteria")
+    for flag, style in (("scale", "rating"), ("orders", "list"), ("window", "list")):
+        if getattr(options, flag) is not None and options.style != style:
+            raise ConfigError(f"--{flag} is for --style {style}, and --style is {options.style}; leave it out")
     if options.style == "rating" and options.policy:
         raise ConfigError(f"--policy {options.policy} is about two orders of a pair, and a rating is given without an order; leave it out")
 
@@ -92,10 +97,12 @@ def chat_judge(options: argparse.Namespace, caller: Caller, references: Mapping[
     common: dict[str, Any] = {"sampling": sampling, "capabilities": capabilities, "references": references}
     told: dict[str, Any] = {**common, "criteria": options.criteria, "rubric": rubric}
     if options.style == "rating":
-        prompt = RatingPrompt(options.scale[0], options.scale[1], form)
+        low, high = options.scale or (RatingPrompt.low, RatingPrompt.high)
+        prompt = RatingPrompt(low, high, form)
         return RatingJudge(caller, model, prompt=prompt, aspects=_aspects(options.aspects), votes=options.votes, **told)
     if options.style == "list":
-        return ListJudge(caller, model, variant=form, orders=options.orders, window=options.window, seed=getattr(options, "seed", 0), **told)
+        shown = {name: value for name in ("orders", "window") if (value := getattr(options, name)) is not None}
+        return ListJudge(caller, model, variant=form, seed=getattr(options, "seed", 0), **shown, **told)
     return ChatJudge(caller, model, instructions=Instructions(PairPrompt(form), options.criteria, rubric), **common)
 
 

@@ -7,7 +7,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from palate.errors import Interrupted
+from palate.errors import Interrupted, tally
 from palate.training.launch import PARENT, start, wanted
 from palate.training.loss_settings import TERM_KINDS
 from palate.training.settings import OWNED_ELSEWHERE, HeldOut, RunSettings, SourceSettings, read_settings
@@ -167,9 +167,7 @@ def show_dry_run(plan: dict[str, Any]) -> None:
     for name, report in plan["encoded"].items():
         for source, counts in report.items():
             if isinstance(counts, dict):
-                out.write(
-                    f"  {name}, {source}: {counts['kept']} of {counts['groups']} groups kept, {counts['cut']} cut; dropped: {counts['dropped'] or 'none'}\n"
-                )
+                out.write(f"  {name}, {source}: {counts['kept']} of {counts['groups']} groups kept, {counts['cut']} cut; dropped: {tally(counts['dropped'])}\n")
         out.write(f"  {name}: {report['tokens']} tokens ({report['unique_tokens']} with shared prefixes once), longest sequence {report['longest']}\n")
     reason = f" ({plan['packing']['reason']})" if plan["packing"]["reason"] else ""
     out.write(f"\nPacking: {plan['packing']['packing']}{reason}\nPrompts in both sets: {plan['prompts_in_both_sets']}\n")

@@ -10,6 +10,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from palate.cli.arguments import Parser, at_least_one, whole
+
 PORT = 8321
 
 
@@ -39,12 +41,12 @@ def main(arguments: Sequence[str]) -> int:
 
 
 def parse(arguments: Sequence[str]) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="palate ui", description="Browse, measure, compare and label preference pairs beside their rewards.")
+    parser = Parser(prog="palate ui", description="Browse, measure, compare and label preference pairs beside their rewards.")
     parser.add_argument("--data", required=True, help="file, folder or hub id in any known layout that compares")
     parser.add_argument("--split", default="train", help="split of a hub data set or folder")
     parser.add_argument("--columns", nargs="*", default=[], metavar="OURS=THEIRS", help="column names, e.g. chosen=better rejected=worse")
     parser.add_argument("--on-bad-row", choices=("error", "drop"), default="drop", help="drop: rows that cannot be read are counted on the first page")
-    parser.add_argument("--limit", type=int, help="only the first so many groups")
+    parser.add_argument("--limit", type=at_least_one, help="only the first so many groups")
     rewards = parser.add_argument_group("where rewards come from")
     rewards.add_argument("--model", help="what `palate eval --model` takes; every response is scored once and kept in the cache")
     rewards.add_argument("--items", help="results.json of `palate eval --output`, or its items: nothing is scored anew")
@@ -53,7 +55,7 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     rewards.add_argument("--format", help="input format of a model that has one of its own (see palate eval --help)")
     rewards.add_argument("--protocol", help="what an endpoint speaks: palate, vllm, sglang, openrlhf, tei (default: it is asked)")
     rewards.add_argument("--api-key-env", help="environment variable with the endpoint's key")
-    rewards.add_argument("--max-length", type=int, help="in place of the checkpoint's own")
+    rewards.add_argument("--max-length", type=at_least_one, help="in place of the checkpoint's own")
     rewards.add_argument("--cache", help="file of rewards computed before (default: $PALATE_CACHE, else among the user's caches)")
     rewards.add_argument("--no-cache", action="store_true", help="compute every reward anew, keep none")
     labels = parser.add_argument_group("labelling")
@@ -62,7 +64,7 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     more = parser.add_argument_group("more")
     more.add_argument("--run", metavar="DIR", help="training folder whose curves are shown")
     more.add_argument("--host", default="127.0.0.1", help="address to listen on; beyond this machine everybody needs the key that is printed")
-    more.add_argument("--port", type=int, default=PORT, help="0: any free one (default: %(default)s)")
+    more.add_argument("--port", type=whole(0, 65535), default=PORT, help="0: any free one")
     options = parser.parse_args(arguments)
     if options.items and options.scores:
         parser.error("--items and --scores are both rewards of the same data; give one of them")

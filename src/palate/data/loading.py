@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import IO, Any, TypeAlias
 
 from palate.data.formats import Layout, detect_layout, parse_row
-from palate.errors import DataError, RowError
+from palate.errors import DataError, RowError, tally
 from palate.types import Conversation, PreferenceGroup, text_of
 
 Source: TypeAlias = str | Path | Iterable[Mapping[str, Any]]
@@ -84,14 +84,14 @@ def load_groups(
         raise DataError(f"{report.source}: no rows; expected at least one preference row")
     check_label_base(groups, report)
     if report.bad and on_bad_row == "error":
-        kinds = ", ".join(f"{count} x {kind}" for kind, count in report.bad.most_common())
+        kinds = tally(dict(report.bad.most_common()))
         shown = "\n".join(f"  {example}" for example in report.examples)
         raise DataError(
             f"{report.source}: {sum(report.bad.values())} of {report.rows} rows cannot be used ({kinds})\n{shown}\n"
             "Mend the rows, or set data.on_bad_row: drop to leave such rows out (they are counted)."
         )
     if not groups:
-        raise DataError(f"{report.source}: none of its {report.rows} rows can be used: {dict(report.bad)}\n" + "\n".join(report.examples))
+        raise DataError(f"{report.source}: none of its {report.rows} rows can be used: {tally(report.bad)}\n" + "\n".join(report.examples))
     return Loaded(groups, [report])
 
 

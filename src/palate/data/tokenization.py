@@ -95,7 +95,10 @@ class EncodeReport:
 
 
 class Encoder:
-    """Turns exchanges into token ids under one set of rules (a plain object: tokenizer, length policy, separator)."""
+    """Turns exchanges into token ids under one set of rules (a plain object: tokenizer, length policy, separator).
+
+    `text_end`: what stands behind plain text, in a model of another trainer; None, as here, is EOS.
+    """
 
     def __init__(
         self,
@@ -104,6 +107,7 @@ class Encoder:
         max_length: int | None,
         length_policy: str = "drop",
         separator: str = DEFAULT_SEPARATOR,
+        text_end: str | None = None,
     ):
         if length_policy not in LENGTH_POLICIES:
             raise ConfigError(f"length_policy is {length_policy!r}, expected one of {', '.join(LENGTH_POLICIES)}")
@@ -111,6 +115,7 @@ class Encoder:
         self.max_length = max_length
         self.length_policy = length_policy
         self.separator = separator
+        self.text_end = text_end
         self.rules = framing_rules(tokenizer)
         self.closed = bool(tokenizer.chat_template) and str(tokenizer.chat_template).startswith(CLOSED_MARK)
         if max_length is not None and max_length < len(self.rules.prefix) + 2:
@@ -128,7 +133,8 @@ class Encoder:
     def _body(self, exchange: Exchange) -> str:
         prompt, response = exchange.prompt, exchange.response
         if isinstance(prompt, str) and isinstance(response, str):
-            return prompt + self._joint(prompt, response) + response
+            text = prompt + self._joint(prompt, response) + response
+            return text if self.text_end is None or text.endswith(self.text_end.lstrip(" ")) else text + self.text_end
         if isinstance(prompt, TokenIds) or isinstance(response, TokenIds):
             raise DataError("token ids have no text; they are used as they are")
         messages = [*_as_messages(prompt, "user"), *_as_messages(response, "assistant")]
@@ -163,10 +169,10 @@ class Encoder:
 
     def _frame(self, ids: list[int], exchange: Exchange) -> list[int]:
         ids = self._with_prefix(ids)
-        # A chat template that was never closed belongs to a model of another trainer, which saw what the template itself writes.
+        # A model of another trainer saw what its chat template itself writes, which was never closed, and plain text as its contract has it.
         plain = isinstance(exchange.prompt, str) and isinstance(exchange.response, str)
-        ends = ids[-1:] == [self.rules.eos_id] or not (plain or self.closed)
-        return ids if ends else [*ids, self.rules.eos_id]
+        closes = self.text_end is None if plain else self.closed
+        return [*ids, self.rules.eos_id] if closes and ids[-1:] != [self.rules.eos_id] else ids
 
     def _with_prefix(self, ids: list[int]) -> list[int]:
         """BOS in front, once: a template may have written it into the text."""

@@ -174,14 +174,23 @@ def evaluate_scored(
     """The same from rewards that are already there."""
     started = time.perf_counter()
     items = compare(scored)
-    decided = items[~items.is_tie]
+    result = figures(items, bins=bins, confidence=confidence)
+    known = {**(data or {"groups": len(scored.groups)}), "fingerprint": fingerprint(scored.groups)}
+    result = replace(result, data=known, model=dict(model or {}), versions=dict(versions or {}))
+    result.cost["statistics_seconds"] = time.perf_counter() - started
+    return Evaluation(result, items)
+
+
+def figures(items: Items, *, bins: int = 10, confidence: float = 0.95) -> Result:
+    """Every figure of comparisons, without where they come from: `data`, `model`, `versions` and `cost` are empty."""
+    scored, decided = items.scored, items[~items.is_tie]
     right_or_wrong = decided[decided.is_scored]
     if not len(right_or_wrong):
         raise DataError(f"nothing to evaluate: of {len(items)} comparisons {len(items) - len(decided)} are ties and {len(decided)} could not be scored")
     d = right_or_wrong.margin
     summary = summarize(right_or_wrong, confidence)
     sides = np.concatenate([scored.rewards[right_or_wrong.chosen], scored.rewards[right_or_wrong.rejected]])
-    result = Result(
+    return Result(
         **summary,
         confidence=confidence,
         prompts=len(np.unique(right_or_wrong.prompts)),
@@ -198,12 +207,7 @@ def evaluate_scored(
         best_of_n=lists.best_of_n(scored, confidence),
         ties=three_classes(items[items.is_scored], confidence),
         noise=_noise(d),
-        data={**(data or {"groups": len(scored.groups)}), "fingerprint": fingerprint(scored.groups)},
-        model=dict(model or {}),
-        versions=dict(versions or {}),
     )
-    result.cost["statistics_seconds"] = time.perf_counter() - started
-    return Evaluation(result, items)
 
 
 def summarize(items: Items, confidence: float) -> dict[str, Any]:

@@ -212,14 +212,18 @@ def _reasons(verdicts: Sequence[Verdict]) -> dict[str, int]:
 
 
 class ScorerJudge:
-    """A Scorer as a Judge: the response with the higher reward wins, equal rewards are a tie, a response that cannot be scored is invalid."""
+    """A Scorer as a Judge: the response with the higher reward wins, equal rewards are a tie, a response without a reward (NaN) is invalid.
 
-    def __init__(self, scorer: Scorer):
+    `score_options` go to the scorer, say `on_long="nan"` for one that would raise at a long response.
+    """
+
+    def __init__(self, scorer: Scorer, **score_options: Any):
         self.scorer = scorer
+        self.score_options = score_options
 
     def compare(self, matchups: Sequence[Matchup]) -> list[Verdict]:
         texts = [Exchange(m.prompt, response) for m in matchups for response in (m.a, m.b)]
-        rewards = np.asarray(self.scorer.score(texts), dtype=float)
+        rewards = np.asarray(self.scorer.score(texts, **self.score_options), dtype=float)
         if rewards.size != len(texts) or rewards.shape[0] != len(texts):
             raise DataError(f"the scorer gave rewards of shape {rewards.shape} for {len(texts)} responses; expected one reward a response")
         rewards = rewards.reshape(-1, 2)

@@ -11,6 +11,7 @@ from palate.explorer.assets import served
 from palate.explorer.exports import EXPORTS
 from palate.explorer.guard import LOOPBACK, Guard
 from palate.explorer.labels import annotator_name
+from palate.explorer.query import Query
 from palate.explorer.site import Site
 
 PRIVATE = {"cache-control": "no-store"}
@@ -46,6 +47,11 @@ def routes(site: Site) -> list[Any]:
     def row(request: Any) -> int:
         return _within(request.path_params["row"], len(site.pairs))
 
+    def pairs(request: Any) -> Response:
+        body = site.pairs_page(request.query_params, who(request))
+        # filters that were left empty stay out of the address
+        return HTMLResponse(body, headers={**PRIVATE, "hx-push-url": Query.read(request.query_params).address("/pairs")})
+
     def label(request: Any) -> Response:
         asked = request.query_params
         if not asked.keys() - {"blind"}:
@@ -69,7 +75,7 @@ def routes(site: Site) -> list[Any]:
 
     return [
         Route("/", lambda _: RedirectResponse("/pairs", 303)),
-        get("/pairs", lambda request: site.pairs_page(request.query_params, who(request))),
+        Route("/pairs", pairs),
         get("/pairs/{row:int}", lambda request: site.pair_page(row(request), request.query_params, who(request))),
         get("/pairs/{row:int}/heat", lambda request: site.heat_part(row(request))),
         Route("/label", label, methods=["GET"]),

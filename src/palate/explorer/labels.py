@@ -9,16 +9,19 @@ side of the data that was preferred. Several people may write to one file, from 
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import json
 import os
 import threading
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
+from io import FileIO
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 from palate.errors import DataError, StorageError
 
@@ -144,32 +147,43 @@ class LabelFile:
     # --- writing ---
 
     def add(self, label: Label) -> None:
-        with self._lock:
-            self._append(asdict(label))
+        with self._alone() as file:
+            self._append(file, asdict(label))
 
     def undo(self, annotator: str) -> Label | None:
         """Take back this annotator's last decision; None where there is none."""
-        with self._lock:
-            self._refresh()
-            if not self._said[annotator]:
+        self.refresh()
+        if not self._said[annotator]:
+            return None
+        with self._alone() as file:
+            if not self._said[annotator]:  # another server took it back just now
                 return None
             last = self._said[annotator][-1]
-            self._append({"pair": last.pair, "annotator": annotator, "time": now(), "undo": True})
+            self._append(file, {"pair": last.pair, "annotator": annotator, "time": now(), "undo": True})
             return last
 
-    def _append(self, row: Mapping[str, Any]) -> None:
-        self._refresh()
-        try:
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            with self.path.open("ab+") as file:
-                if _ends_within_a_line(file):
-                    raise DataError(f"{self.path}: ends with half a line, from byte {self._read}; remove it (a server was stopped while it wrote)")
-                # one write a line, so that two servers never mix theirs
-                file.write(json.dumps(row, ensure_ascii=False).encode("utf-8", "backslashreplace") + b"\n")
-                file.flush()
-                os.fsync(file.fileno())
-        except OSError as error:
-            raise StorageError(f"{self.path}: the label cannot be written: {error}") from error
+    @contextmanager
+    def _alone(self) -> Iterator[FileIO]:
+        """The file, read to its end and open for another line, which no other thread or server writes meanwhile: one decision is undone once."""
+        with self._lock:
+            try:
+                self.path.parent.mkdir(parents=True, exist_ok=True)
+                with self.path.open("ab+", buffering=0) as file:
+                    fcntl.flock(file, fcntl.LOCK_EX)  # let go when the file is closed, also by a process that was killed
+                    self._refresh()
+                    yield file
+            except OSError as error:
+                raise StorageError(f"{self.path}: the label cannot be written: {error}") from error
+
+    def _append(self, file: FileIO, row: Mapping[str, Any]) -> None:
+        size = file.seek(0, os.SEEK_END)
+        if size > self._read:
+            raise DataError(f"{self.path}: ends with half a line, from byte {self._read}; remove it (a server was stopped while it wrote)")
+        line = json.dumps(row, ensure_ascii=False).encode("utf-8", "backslashreplace") + b"\n"
+        if file.write(line) < len(line):
+            file.truncate(size)  # half a line would stop every label after it
+            raise StorageError(f"{self.path}: the label cannot be written: there is room for a part of it only")
+        os.fsync(file.fileno())
         self._refresh()
 
     # --- reading ---
@@ -177,20 +191,13 @@ class LabelFile:
     @property
     def current(self) -> list[Label]:
         """Every decision that holds, in the order of pairs and annotators first seen."""
-        return list(self._current.values())
+        return list(self._current.values())  # in one step: another thread may be adding
 
     def of(self, pair: str, annotator: str) -> Label | None:
         return self._current.get((pair, annotator))
 
     def on(self, pair: str) -> list[Label]:
-        return [label for label in self._current.values() if label.pair == pair]
-
-
-def _ends_within_a_line(file: BinaryIO) -> bool:
-    if not file.seek(0, os.SEEK_END):
-        return False
-    file.seek(-1, os.SEEK_END)
-    return file.read(1) != b"\n"
+        return [label for label in self.current if label.pair == pair]
 
 
 def now() -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import tempfile
 import threading
 from collections.abc import Callable, Mapping, Sequence
@@ -15,7 +16,7 @@ from matplotlib.figure import Figure
 
 from palate.errors import DataError
 from palate.evaluation.comparison import compare_results
-from palate.evaluation.evaluator import evaluate_scored
+from palate.evaluation.evaluator import figures
 from palate.evaluation.items import Items as Compared
 from palate.explorer.figures import DRAWING, svg
 from palate.explorer.pairs import Pairs
@@ -73,22 +74,22 @@ class Measures:
     def _rewards(self) -> Report:
         if not (self.pairs.decided & np.isfinite(self.pairs.margin)).any():
             raise DataError("no comparison has both a label and two rewards, so there is nothing to measure")
-        result = asdict(evaluate_scored(self.pairs.items.scored, model={"name": self.pairs.model}).result)
+        result = asdict(figures(self.pairs.items))
         with DRAWING:
-            pictures = result_pictures(result, columns(self.pairs.items))
-            figures = {name: svg(figure, name) for name, figure in pictures.items() if figure is not None}
+            drawn = {name: svg(picture, name) for name, picture in result_pictures(result, columns(self.pairs.items)).items() if picture is not None}
         sections = [section for section in result_sections(result) if section.key not in LEFT_OUT]
-        return Report(result_lead(result), result_cards(result), sections, figures)
+        return Report(result_lead(result), result_cards(result), sections, drawn)
 
     def _comparison(self) -> Report:
         other = self.pairs.other
         if other is None:
             raise DataError("there is one model only, so nothing to compare; start with --compare OTHER")
         with tempfile.TemporaryDirectory() as folder:
-            # the comparison reads saved results, so that its figures are those of `palate compare`
-            paths = [Path(folder) / name / "results.json" for name in ("first", "second")]
+            # the comparison reads saved items, so that its figures are those of `palate compare`
+            paths = [Path(folder) / f"{name}.items.jsonl" for name in ("first", "second")]
             for path, items in zip(paths, (self.pairs.items, other), strict=True):
-                evaluate_scored(items.scored).save(path)
+                with path.open("w", encoding="utf-8") as file:
+                    file.writelines(json.dumps(line, default=str) + "\n" for line in items.lines())
             found = compare_results(paths, names=different_names(self.pairs.model, self.pairs.other_model))
         figures = _drawn(
             {

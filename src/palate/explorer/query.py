@@ -67,7 +67,7 @@ class Query:
 
     def parameters(self) -> dict[str, str]:
         """What differs from the whole set in its own order."""
-        return {name: f"{value:g}" if isinstance(value, float) else value for name, value in asdict(self).items() if value not in ("", None, "file")}
+        return {name: f"{value:.15g}" if isinstance(value, float) else value for name, value in asdict(self).items() if value not in ("", None, "file")}
 
     def address(self, path: str, **more: object) -> str:
         """The path with this query, and with whatever else is given."""

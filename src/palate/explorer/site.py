@@ -73,13 +73,13 @@ class Site:
     def labelled(self) -> Labelled:
         """What the label file says of each row, by now."""
         self.labels.refresh()
-        if self._labelled.version != self.labels.version:
-            current = self.labels.current
+        version, current = self.labels.version, self.labels.current  # in this order: a label that comes between them is not taken for known
+        if self._labelled.version != version:
             decided, against = (
                 np.array([int(label.pair, 16) for label in current if wanted(label)], dtype=np.uint64)
                 for wanted in (lambda label: label.decides, lambda label: label.verdict in AGAINST)
             )
-            self._labelled = Labelled(self.labels.version, np.isin(self.pairs.ids, decided), np.isin(self.pairs.ids, against) & self.pairs.decided)
+            self._labelled = Labelled(version, np.isin(self.pairs.ids, decided), np.isin(self.pairs.ids, against) & self.pairs.decided)
         return self._labelled
 
     @property
@@ -170,7 +170,7 @@ class Site:
 
     def _row_of(self, pair: str) -> int:
         if pair not in self.pairs.rows:
-            raise DataError(f"pair {pair!r:.40}: not in these data")
+            raise DataError(f"pair {pair!r:.40}: not in these data; were others loaded since? Open the queue again")
         return self.pairs.rows[pair]
 
     def label(self, given: Mapping[str, str], form: Mapping[str, str], annotator: str) -> str:
@@ -191,7 +191,7 @@ class Site:
     def labels_page(self, annotator: str) -> str:
         against = self.labelled().against
         current = self.labels.current
-        latest = sorted(current, key=lambda label: label.time, reverse=True)[:LABELS_SHOWN]
+        latest = sorted(current, key=lambda label: label.time)[::-1][:LABELS_SHOWN]
         recent = [(label, label.verdict in AGAINST and label.pair in self.pairs.rows and against[self.pairs.rows[label.pair]]) for label in latest]
         here = sum(label.pair in self.pairs.rows for label in current)
         summary = agreement.summarise(current, self.pairs)

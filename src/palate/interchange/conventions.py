@@ -11,6 +11,7 @@ from typing import Any, Literal, NamedTuple
 
 from jinja2 import TemplateError
 
+from palate.data.templates import CLOSED_MARK
 from palate.data.tokenization import DEFAULT_SEPARATOR
 from palate.errors import ModelError
 from palate.types import Exchange
@@ -43,9 +44,9 @@ CONVENTIONS: dict[str, Convention] = {
     "llamafactory": Convention("as it stands", "template", None, "template", "last", "llamafactory/train/rm/trainer.py"),
     "deepspeed-chat": Convention("the end text", "tokenizer", "the end text", "tokenizer", "before the first pad", "dschat/utils/model/reward_model.py"),
     "classifier": Convention(
-        "as it stands", "template", None, "template", "last that is not pad", "transformers, *ForSequenceClassification", DEFAULT_SEPARATOR
+        "as it stands", "template", "as it stands", "tokenizer", "last that is not pad", "transformers, *ForSequenceClassification", DEFAULT_SEPARATOR
     ),
-    "adapter": Convention("as it stands", "template", None, "template", "last that is not pad", "peft, TaskType.SEQ_CLS", DEFAULT_SEPARATOR),
+    "adapter": Convention("as it stands", "template", "as it stands", "tokenizer", "last that is not pad", "peft, TaskType.SEQ_CLS", DEFAULT_SEPARATOR),
 }
 """By trainer, or by what transformers does where the trainer is not known."""
 
@@ -79,10 +80,11 @@ class Trainer(NamedTuple):
 def trainer_of(name: str, tokenizer: Any, config: Mapping[str, Any], end_text: str = ENDOFTEXT) -> Trainer:
     """The trainer of a checkpoint with this tokenizer and config.json.
 
-    Transformers' classifiers pad by the config's id. DeepSpeed-Chat pads by EOS whatever the tokenizer says, except that Llama's keeps its own pad token.
+    Transformers' classifiers pad by the config's id; where there is no config, beside an adapter, the tokenizer's was written into it. DeepSpeed-Chat pads
+    by EOS whatever the tokenizer says, except that Llama's keeps its own pad token.
     """
     read = CONVENTIONS[name].read
-    if read == "last that is not pad":
+    if read == "last that is not pad" and config:
         pad = config.get("pad_token_id", (config.get("text_config") or {}).get("pad_token_id"))
     elif name == "deepspeed-chat" and config.get("model_type") != "llama":
         pad = tokenizer.eos_token_id
@@ -97,7 +99,7 @@ def trainer_ids(trainer: Trainer, exchange: Exchange) -> list[int] | None:
     if isinstance(exchange.response, str):
         if convention.text is None:
             return None
-        text, ending, bos = f"{exchange.prompt}{exchange.response}", convention.text, convention.text_bos
+        text, ending, bos = f"{exchange.prompt}{convention.separator}{exchange.response}", convention.text, convention.text_bos
     else:
         text, ending, bos = render(tokenizer, exchange), convention.chat, convention.chat_bos
     text = ended(text, ending, tokenizer.eos_token or "", trainer.end_text)
@@ -107,6 +109,27 @@ def trainer_ids(trainer: Trainer, exchange: Exchange) -> list[int] | None:
         text = text.removeprefix(tokenizer.bos_token)
     behind = 2 + (len(tokenizer(trainer.end_text, add_special_tokens=False)["input_ids"]) if ending == "the end text" else 0)
     return _read_from(tokenizer(text, add_special_tokens=bos == "tokenizer")["input_ids"], trainer.pad_id, convention.read, behind)
+
+
+def text_end(trainer: Trainer) -> str | None:
+    """What stands behind a plain text when the trainer reads it, the tokenizer's own end included. None: EOS or [SEP] once, or nothing says what."""
+    convention, tokenizer = trainer.convention, trainer.tokenizer
+    if convention.text is None:
+        return None
+    eos = tokenizer.eos_token or ""
+    end = {"as it stands": "", "EOS": eos, "a space and EOS": f" {eos}", "the end text": trainer.end_text}[convention.text]
+    if trainer.before_eos:
+        end = end.removesuffix(eos)
+    if convention.text_bos == "tokenizer":
+        end += own_end(tokenizer)
+    return None if end and end in (tokenizer.eos_token, tokenizer.sep_token) else end
+
+
+def own_end(tokenizer: Any) -> str:
+    """The special tokens that a tokenizer itself puts behind a text: [SEP] of encoders, mostly nothing of decoders."""
+    framed, bare = (tokenizer("a", add_special_tokens=on)["input_ids"] for on in (True, False))
+    start = next((i for i in range(len(framed)) if framed[i : i + len(bare)] == bare), 0)
+    return "".join(tokenizer.convert_ids_to_tokens(framed[start + len(bare) :]))
 
 
 def render(tokenizer: Any, exchange: Exchange) -> str:
@@ -159,9 +182,11 @@ def ending_template(template: str, trainer: Trainer) -> str:
     elif trainer.before_eos:
         lines += "{% set reward_text = reward_text.removesuffix(eos_token) %}"
     start = "{{ bos_token if bos_token else '' }}" if convention.chat_bos == "always" and "bos_token" not in template else ""
+    # where the tokenizer ended the trainer's chats, it ends those of pipelines and servers too: the text leaves [SEP] out, and our encoder puts its id
+    mark = CLOSED_MARK + "{{ '' }}" if convention.chat_bos == "tokenizer" and own_end(trainer.tokenizer) else ""
     if not lines and not start:
-        return template
-    return f"{{% set reward_text %}}{start}{template}{{% endset %}}{{% if not add_generation_prompt %}}{lines}{{% endif %}}{{{{ reward_text }}}}"
+        return mark + template
+    return f"{mark}{{% set reward_text %}}{start}{template}{{% endset %}}{{% if not add_generation_prompt %}}{lines}{{% endif %}}{{{{ reward_text }}}}"
 
 
 def _quoted(text: str) -> str:

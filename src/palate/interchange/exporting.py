@@ -87,7 +87,7 @@ def verify(folder: Path, format: str, source: Source) -> float:
     readout = source.contract.readout
     try:
         outputs = CONSUMERS[format](folder, source.sequences(), len(readout.outputs))
-    except (RuntimeError, ValueError, OSError, KeyError) as error:
+    except (RuntimeError, ValueError, OSError, KeyError, AttributeError) as error:
         reason = str(error).splitlines()[0].rstrip(".")
         raise ContractError(f"{source.name}: written as {format}, it does not load as its consumer loads it: {reason}. Nothing was kept") from error
     scores = read_rewards(outputs, readout).tolist()
@@ -232,7 +232,7 @@ def _before_eos(source: Source) -> Iterator[str]:
     if before:
         yield (
             f"pad: DeepSpeed-Chat sets pad to EOS unless the tokenizer is Llama's, and then reads the token before EOS: the examples' rewards change by up to "
-            f"{max(before):.3g}. A model trained with loss.type: divergence has its reward at every token"
+            f"{max(before):.3g}. A model trained with loss.type: token_divergence has its reward at every token"
         )
 
 

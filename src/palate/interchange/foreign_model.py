@@ -13,7 +13,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceC
 
 from palate.errors import ConfigError, ModelError
 from palate.interchange.import_options import Found, ImportOptions, Say
-from palate.interchange.layouts import ADAPTER_WEIGHTS, NOT_OF_A_CLASSIFIER, as_classifier, head_file, head_tensors
+from palate.interchange.layouts import ADAPTER_WEIGHTS, HEADS, NOT_OF_A_CLASSIFIER, as_classifier, head_file, head_tensors
 from palate.interchange.weights import find_weights, read_json, read_tensors, refuse_code, refuse_pickle
 from palate.models.heads import give_bias, head_name
 from palate.models.reward_model import ONE_REWARD, as_reward_model, check_local, fit_tokenizer, load_pretrained, load_tokenizer, turn_dropout_off
@@ -30,11 +30,11 @@ def build_model(found: Found, options: ImportOptions, say: Say) -> tuple[PreTrai
     else:
         if found.weights is None:
             raise ModelError(f"{folder}: no weights: neither *.safetensors nor a pytorch_model.bin")
-        config = _config(folder, options)
+        config = _config(folder, options, say)
         tensors = found.tensors if found.tensors is not None else read_tensors(found.weights, allow_pickle=options.allow_pickle)
     if found.layout == "llamafactory" and (head := head_file(folder)) is not None:
         tensors |= read_tensors(head, allow_pickle=options.allow_pickle)
-    readout = _readout(found, options, say)
+    readout = _readout(found, tensors, options, say)
     model = _filled(folder, config, found.layout, tensors, len(readout.outputs), options, say)
     for name in ("value_head_prefix", "normalize_reward", "mean", "std", "end_token_id", "auto_map"):  # of the other stack; what they say is in the contract
         if name in config.to_dict() and not (name == "auto_map" and runs_code(model)):
@@ -47,25 +47,36 @@ def runs_code(model: PreTrainedModel) -> bool:
     return type(model).__module__.startswith("transformers_modules.")
 
 
-def _config(folder: Path, options: ImportOptions) -> Any:
+def _config(folder: Path, options: ImportOptions, say: Say) -> Any:
     try:
-        return AutoConfig.from_pretrained(str(folder), trust_remote_code=options.trust_remote_code)
+        config = AutoConfig.from_pretrained(str(folder), trust_remote_code=options.trust_remote_code)
     except (OSError, ValueError, KeyError) as error:
         raise ModelError(f"{folder}: config.json is not one that transformers reads: {error}") from error
+    if getattr(config, "is_encoder_decoder", False):
+        raise ModelError(f"{folder}: is an encoder-decoder ({config.model_type}); reward models here are decoders or encoders")
+    text = config.get_text_config()
+    if text.pad_token_id is not None and not 0 <= text.pad_token_id < text.vocab_size:
+        say(f"pad: config.json names id {text.pad_token_id} of {text.vocab_size} rows, with which transformers does not build the model; it is not used")
+        text.pad_token_id = None
+    return config
 
 
-def _readout(found: Found, options: ImportOptions, say: Say) -> Readout:
-    """One output is the reward; of several the user says what each weighs."""
+def _readout(found: Found, tensors: Mapping[str, Tensor], options: ImportOptions, say: Say) -> Readout:
+    """One output is the reward; of several the user says what each weighs. A head of 2 has no id2label in config.json where they were never named."""
     named = read_json(found.folder / "config.json").get("id2label")
-    if found.layout != "classifier" or not isinstance(named, dict) or len(named) == 1:
+    if isinstance(named, dict):
+        outputs = tuple(str(named[key]) for key in sorted(named, key=int))
+    else:
+        outputs = tuple(f"LABEL_{i}" for i in range(next((len(tensors[name]) for name in HEADS if name in tensors), 1)))
+    if found.layout != "classifier" or len(outputs) == 1:
         if options.weights:
             raise ConfigError("--weights are for a head of several outputs; this one has a single reward")
         if found.layout == "classifier" and named is None:
             say("labels: config.json has no id2label, so other tools would build a head of 2; one reward is written")
         return Readout()
-    outputs = tuple(str(named[key]) for key in sorted(named, key=int))
     if not options.weights:
-        raise ConfigError(f"{found.folder}: its head has the outputs {', '.join(outputs)}; say what the reward is with --weights {outputs[0]}=1 ...")
+        for_example = f"{outputs[0]}=-1 {outputs[1]}=1 (the log-odds of {outputs[1]})" if len(outputs) == 2 else f"{outputs[0]}=1 ..."
+        raise ConfigError(f"{found.folder}: its head has the outputs {', '.join(outputs)}; say what the reward is with --weights, for example {for_example}")
     if unknown := set(options.weights) - set(outputs):
         raise ConfigError(f"--weights {', '.join(sorted(unknown))}: the head has no such output, only {', '.join(outputs)}")
     say("reward: " + " + ".join(f"{options.weights[name]:g} x {name}" for name in outputs if options.weights.get(name)))
@@ -140,7 +151,10 @@ def _base_of(folder: Path, options: ImportOptions, say: Say) -> str:
     if not base:
         raise ConfigError(f"{folder}: adapter_config.json names no base model; give it with --base")
     say(f"base: {base}" + (", as --base says" if options.base else ", as adapter_config.json says"))
-    check_local(str(base))
+    try:
+        check_local(str(base))
+    except ModelError as error:
+        raise ModelError(f"{error}. It is the base that the adapter in {folder} names; give where it lies with --base") from error
     if Path(base).is_dir():
         refuse_code(Path(base), options.trust_remote_code)
         weights = find_weights(Path(base))
@@ -179,7 +193,7 @@ def _config_of(base: str) -> Any:
     try:
         return AutoConfig.from_pretrained(base)
     except (OSError, ValueError) as error:
-        raise ModelError(f"{base}: the adapter's base cannot be read: {error}") from error
+        raise ModelError(f"{base}: the adapter's base cannot be read; give a folder that has it with --base ({str(error).splitlines()[0]})") from error
 
 
 def _merged_language_model(folder: Path, options: ImportOptions, say: Say) -> tuple[Any, dict[str, Tensor]]:

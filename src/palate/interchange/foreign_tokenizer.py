@@ -46,7 +46,8 @@ def build_tokenizer(trainer: Trainer, options: ImportOptions, say: Say) -> PreTr
     if template:
         tokenizer.chat_template = ending_template(template, trainer)
     if trainer.before_eos:
-        say("reward: read before EOS, since EOS was the trainer's padding and was skipped as such; the chat template leaves that EOS out")
+        left_out = "; the chat template leaves that EOS out" if template else ""
+        say(f"reward: read before EOS, since EOS was the trainer's padding and was skipped as such{left_out}")
     prepare_tokenizer(tokenizer, eos_token=options.eos_token, pad_token=options.pad_token, close=False)
     if tokenizer.pad_token != theirs.pad_token:
         how = (
@@ -73,19 +74,24 @@ def _with_bos_as_trained(tokenizer: Any, trainer: Trainer, say: Say) -> PreTrain
 
 
 def check_ids(encoder: Encoder, trainer: Trainer, examples: Sequence[Exchange], say: Say) -> None:
-    """Our ids against the trainer's: chats must agree; where plain text cannot, that is said."""
+    """Our ids against the trainer's: what it was trained on must agree; where plain text cannot beside chats, that is said."""
     tokens = encoder.tokenizer.convert_ids_to_tokens
     for example in examples:
         made, ours = trainer_ids(trainer, example), encoder.encode([example])[0]
-        if made is not None and ours != made and not isinstance(example.response, str):
+        if made is not None and ours != made and not (isinstance(example.response, str) and encoder.tokenizer.chat_template):
             at = next((i for i, (a, b) in enumerate(zip(ours, made)) if a != b), min(len(ours), len(made)))  # noqa: B905
             raise ModelError(
-                f"the trainer made {len(made)} tokens of a chat, this tokenizer makes {len(ours)}; they part at {at}: "
+                f"the trainer made {len(made)} tokens of an example, this tokenizer makes {len(ours)}; they part at {at}: "
                 f"{tokens(made[at : at + 4])} and {tokens(ours[at : at + 4])}. Give the template that it was trained with (--template), or another --format"
             )
     plain = default_examples(chat=False)[0]
     made, ours = trainer_ids(trainer, plain), encoder.encode([plain])[0]
     if made is None:
-        say("plain text: nothing says how the trainer would have ended it; text that is scored as it stands gets EOS, and is read there")
-    elif made != ours:
-        say(f"plain text: the trainer read it at {tokens(made[-2:])}, here it is read at {tokens(ours[-2:])}: give messages, which agree")
+        say(f"plain text: {trainer.name} takes chats alone, so nothing says how it ends; here it gets EOS")
+    elif made == ours:
+        say(f"plain text: begins {tokens(ours[:2])} and ends {tokens(ours[-2:])}, as the trainer's did")
+    else:
+        say(
+            f"plain text: the trainer's began {tokens(made[:2])} and ended {tokens(made[-2:])}; here, as chats have it, {tokens(ours[:2])} and "
+            f"{tokens(ours[-2:])}. Give messages, which agree; for a model of plain text, import it with --template none"
+        )

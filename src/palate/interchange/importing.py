@@ -15,7 +15,7 @@ from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntry
 
 from palate.data.tokenization import Encoder
 from palate.errors import ConfigError, ModelError
-from palate.interchange.conventions import CONVENTIONS, Convention, trainer_ids, trainer_of
+from palate.interchange.conventions import CONVENTIONS, Convention, text_end, trainer_ids, trainer_of
 from palate.interchange.examples import default_examples
 from palate.interchange.foreign_model import build_model, runs_code
 from palate.interchange.foreign_tokenizer import build_tokenizer, check_ids, give_template
@@ -54,7 +54,8 @@ def import_model(source: str | Path, output: str | Path, options: ImportOptions 
     if len(tokenizer) > (rows := embedding.num_embeddings):
         say(f"embedding: {rows} rows made {len(tokenizer)}; the new ones belong to padding, which no reward reads")
     fit_tokenizer(model, tokenizer)
-    encoder = Encoder(tokenizer, max_length=options.max_length or position_limit(model), separator=trainer.convention.separator)
+    longest = options.max_length or position_limit(model)
+    encoder = Encoder(tokenizer, max_length=longest, separator=trainer.convention.separator, text_end=text_end(trainer))
     examples = list(golden) or default_examples(bool(tokenizer.chat_template))
     check_ids(encoder, trainer, examples, say)
     contract = build_contract(model, encoder, golden=examples, readout=readout, rewards=statistics_of(found, say))
@@ -92,12 +93,16 @@ def recognise(folder: Path, options: ImportOptions, tokenizer: Any, say: Say) ->
         tensors = read_tensors(weights, allow_pickle=True)
     names = list(tensors) if tensors is not None else weights.names() if weights else []
     if options.format != "auto":
-        layout = "classifier" if options.format in CLASSIFIERS else options.format
+        layout = options.format
+        if layout in CLASSIFIERS:
+            layout = "adapter" if (folder / "adapter_config.json").is_file() else "classifier"
         say(f"layout: {layout}, as --format {options.format} says")
         return Found(folder, layout, options.format, weights, tensors)
     layout, seen = detect_layout(folder, weights, names)
     say(f"layout: {layout}, since {seen}" if seen[0].islower() or "_" in seen else f"layout: {layout}; {seen}")
-    convention = trained_by(folder) or choose_convention(folder, tokenizer) if layout == "classifier" else layout
+    convention = layout
+    if layout in ("classifier", "adapter"):
+        convention = trained_by(folder) or (choose_convention(folder, tokenizer) if layout == "classifier" else layout)
     return Found(folder, layout, convention, weights, tensors)
 
 
@@ -109,10 +114,11 @@ def choose_convention(folder: Path, tokenizer: Any) -> str:
     made = {name: trainer_ids(trainer_of(name, tokenizer, config), example) for name in CLASSIFIERS}
     if all(ids == made["classifier"] for ids in made.values()):
         return "classifier"
-    ends = "; ".join(f"{name} reads at {tokenizer.convert_ids_to_tokens((ids or [])[-2:])}" for name, ids in made.items())
+    tokens = tokenizer.convert_ids_to_tokens
+    ends = "; ".join(f"{name}: {tokens((ids or [])[:2])} ... {tokens((ids or [])[-2:])}" for name, ids in made.items())
     raise ConfigError(
-        f"{folder}: a plain classifier, and nothing says which trainer made it, which decides the token that is read ({ends}). "
-        "Pass --format trl, open-instruct or nemo-rl; --format classifier takes the chat template as it stands"
+        f"{folder}: a plain classifier, and nothing says which trainer made it, which decides where a chat begins and ends ({ends}). "
+        "Pass --format trl, open-instruct or nemo-rl; --format classifier takes what the chat template and the tokenizer make of it"
     )
 
 

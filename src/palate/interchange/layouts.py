@@ -30,6 +30,9 @@ OPENRLHF_HEADS = ("score", "value_head")
 NOT_OF_A_CLASSIFIER = re.compile(r"(^|\.)(lm_head|embed_out|output)\.(weight|bias)$|rotary_emb\.inv_freq$|\.attn\.(masked_)?bias$")
 """Tensors that may be left out: a language model's output layer, and tables that transformers makes anew."""
 
+HEADS = ("score.weight", "classifier.weight", "classifier.out_proj.weight")
+"""What most of transformers' sequence classifiers call their last layer."""
+
 CLASSES = ("ForSequenceClassification", "ForTokenClassification")
 """transformers' classes of a reward model and of a critic, whose tensors have the same names."""
 
@@ -47,7 +50,8 @@ class Layout(NamedTuple):
 
 def detect_layout(folder: Path, weights: Weights | None, names: Iterable[str]) -> Layout:
     """The one layout that a folder has. Raises ConfigError where nothing, or more than one thing, says what it is; `names` are those of its tensors."""
-    found = list(dict.fromkeys(_layouts(folder, list(names))))
+    names = list(names)
+    found = list(dict.fromkeys(_layouts(folder, names)))
     if len({layout.name for layout in found}) == 1:
         return found[0]
     if found:
@@ -57,6 +61,11 @@ def detect_layout(folder: Path, weights: Weights | None, names: Iterable[str]) -
     if weights.pickled:
         raise ConfigError(f"{folder}: its weights are a pickle, {weights.files[0].name}, so nothing shows its layout. Pass --allow-pickle if you trust it")
     architectures = read_json(folder / "config.json").get("architectures")
+    if heads := [name for name in HEADS if name in names]:
+        raise ConfigError(
+            f"{folder}: {heads[0]} is among its tensors, but architectures {architectures} does not say whose layout it is. "
+            f"Say it with --format: {', '.join((*CLASSIFIERS, 'openrlhf'))}"
+        )
     raise ConfigError(f"{folder}: architectures {architectures}, and no value head among its tensors: this is no reward model, or give --value-head NAME")
 
 

@@ -11,13 +11,15 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from palate.errors import ModelError
+from palate.interchange.conventions import trainer_of
 from palate.interchange.examples import default_examples
+from palate.interchange.weights import read_json
 from palate.models.checkpoints import RewardContract, score_tolerance
 from palate.models.heads import head_name
-from palate.models.reward_model import is_decoder, mark_config
+from palate.models.reward_model import is_decoder, load_tokenizer, mark_config
 from palate.scoring.contract import build_contract
 from palate.scoring.gated import GATE_NAME
-from palate.scoring.local import load_scorer
+from palate.scoring.local import LocalScorer, load_scorer
 from palate.types import Readout
 
 
@@ -64,6 +66,8 @@ def load_source(directory: str | Path) -> Source:
         )
     scorer = load_scorer(directory, packing="padded", device="cpu")
     contract = scorer.contract
+    if contract is None:
+        _refuse_unclear(directory, scorer)
     if contract is None or not contract.golden:
         examples = default_examples(bool(scorer.tokenizer.chat_template))
         built = build_contract(scorer.model, scorer.encoder, golden=examples, readout=scorer.readout)
@@ -73,6 +77,17 @@ def load_source(directory: str | Path) -> Source:
     now = scorer.score_ids([golden.ids for golden in contract.golden]).tolist()
     contract = replace(contract, golden=[replace(golden, score=score) for golden, score in zip(contract.golden, now, strict=True)])
     return Source(str(directory), scorer.model, scorer.tokenizer, contract)
+
+
+def _refuse_unclear(directory: str | Path, scorer: LocalScorer) -> None:
+    """Raises ModelError for another trainer's folder whose files leave open what its reward is."""
+    theirs = trainer_of("classifier", load_tokenizer(str(directory)), read_json(Path(directory) / "config.json"))
+    ids = scorer.encoder.encode(default_examples(bool(scorer.tokenizer.chat_template)))[0]
+    if theirs.before_eos and ids[-1] == scorer.tokenizer.eos_token_id:
+        raise ModelError(
+            f"{directory}: its padding is EOS, which transformers skips, and no contract says whether its trainer read EOS or the token before. "
+            "`palate import` settles that; export what it writes"
+        )
 
 
 def folded(source: Source) -> Source:

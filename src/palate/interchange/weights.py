@@ -21,6 +21,9 @@ from palate.errors import ModelError
 SAFE, PICKLED = "model.safetensors", "pytorch_model.bin"
 """Names that transformers gives to whole weight files; split ones have an index beside them."""
 
+LFS_POINTER = b"version https://git-lfs"
+"""How the file begins that Git leaves where a large one was not fetched."""
+
 CONFIGS = ("config.json", "tokenizer_config.json", "adapter_config.json")
 
 
@@ -89,7 +92,10 @@ def _names(path: Path) -> list[str]:
         with safe_open(str(path), "pt") as file:
             return list(file.keys())
     except (SafetensorError, OSError) as error:
-        raise ModelError(f"{path}: not a readable safetensors file: {error}") from error
+        with path.open("rb") as file:
+            pointer = file.read(len(LFS_POINTER)) == LFS_POINTER
+        reason = "a Git LFS pointer in place of the weights; fetch them with `git lfs pull`" if pointer else str(error)
+        raise ModelError(f"{path}: not a readable safetensors file: {reason}") from error
 
 
 def _safe(path: Path) -> Iterator[tuple[str, Tensor]]:

@@ -14,8 +14,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from palate.errors import ConfigError, DataError
-from palate.judging.data_card import CardInput, data_card
+from palate.errors import ConfigError, DataError, tally
+from palate.judging.card_figures import CardInput, card_figures
 from palate.judging.list_judge import ListJudge
 from palate.judging.lists import judgments as list_judgments
 from palate.judging.lists import list_figures
@@ -189,7 +189,7 @@ def _unusable(judged: Sequence[Judged]) -> DataError:
     reasons = Counter(one.judgment.reason for one in judged)
     said = Counter(verdict.reason for one in judged for verdict in (one.judgment.first, one.judgment.second) if verdict.reason)
     why = "".join(f"; {count} times: {reason[:200]}" for reason, count in said.most_common(3))
-    return DataError(f"no pair can be used: of {len(judged)} judgments {dict(reasons)}{why}; look at the judge (palate judge audit) before building with it")
+    return DataError(f"no pair can be used: of {len(judged)} judgments: {tally(reasons)}{why}; look at the judge (palate judge audit) before building with it")
 
 
 def _built(evidence: Evidence, asked: Asked, settings: BuildSettings) -> Built:
@@ -197,10 +197,10 @@ def _built(evidence: Evidence, asked: Asked, settings: BuildSettings) -> Built:
     picks = _picks(evidence, asked, settings, fates)
     rows, inferred = _rows(picks, evidence, asked, settings, fates)
     if not rows:
-        raise DataError(f"no pair becomes a row: of {len(evidence.judged)} judgments {dict(fates)}; select more, lower min_margin, or look at the judge")
+        raise DataError(f"no pair becomes a row: of {len(evidence.judged)} judgments: {tally(fates)}; select more, lower min_margin, or look at the judge")
     left_out = {reason: count for reason, count in fates.items() if count}
     made = CardInput(evidence.judged, rows, left_out, inferred, asked.prompts, asked.candidates, evidence.figures)
-    return Built(rows, data_card(made, settings, asked.provenance), list(evidence.judged))
+    return Built(rows, card_figures(made, settings, asked.provenance), list(evidence.judged))
 
 
 # --- pairs -------------------------------------------------------------------------------------------------------------------------------------

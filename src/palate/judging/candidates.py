@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from palate.data.formats import PROMPTS, RESPONSE_LISTS, SINGLE_RESPONSES
-from palate.errors import DataError
+from palate.errors import DataError, tally
 from palate.judging.schedule import Candidate
 from palate.types import Conversation, text_of
 
@@ -56,7 +56,7 @@ def read_candidates(rows: Iterable[tuple[str, Mapping[str, Any]]], *, min_respon
     usable = [group for group in groups.values() if len(group[3]) >= min_responses]
     left_out["prompt with too few responses"] += len(groups) - len(usable)
     if not usable:
-        raise DataError(f"none of {len(groups)} prompts ({seen} rows) has {min_responses} different responses; {dict(left_out)}")
+        raise DataError(f"none of {len(groups)} prompts ({seen} rows) has {min_responses} different responses; left out: {tally(left_out)}")
     prompts, ids, references, responses = (list(column) for column in zip(*usable, strict=True))
     return Candidates(prompts, responses, ids, references, {reason: count for reason, count in left_out.items() if count})
 

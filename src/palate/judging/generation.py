@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from palate.data.formats import PROMPTS
-from palate.errors import DataError, ModelError
+from palate.errors import DataError, ModelError, tally
 from palate.judging.caller import Caller
 from palate.judging.calls import Answer, ChatReply, ChatRequest, Sampling
 from palate.judging.candidates import read_conversation
@@ -69,7 +69,7 @@ def read_prompts(rows: Iterable[tuple[str, Mapping[str, Any]]]) -> Prompts:
             reference = read_conversation(row, ("reference",), location) if row.get("reference") is not None else None
             found[key] = Prompt(prompt, hashlib.sha256(key.encode()).hexdigest()[:16] if own is None else str(own), reference)
     if not found:
-        raise DataError(f"no prompts; {dict(left_out)}")
+        raise DataError(f"there are no prompts; left out: {tally(left_out)}")
     return Prompts(list(found.values()), dict(left_out))
 
 
@@ -164,7 +164,8 @@ def generate(prompts: Sequence[Prompt], settings: GenerationSettings, callers: M
         raise ModelError(alarm({name: f"{prompts} prompts" for name, prompts in constant.items()}))
     rows, left_out = _rows(prompts, draws, answers, settings)
     if not rows:
-        raise ModelError(f"none of {len(draws)} answers can be used: {left_out}; look at the endpoint, or at the filters")
+        why = tally({reason: sum(counts.values()) for reason, counts in left_out.items()})
+        raise ModelError(f"none of {len(draws)} answers can be used: {why}; look at the endpoint, or at the filters")
     return Generated(rows, _report(rows, draws, left_out, constant, written, settings))
 
 

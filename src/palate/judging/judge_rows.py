@@ -11,7 +11,7 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-from palate.errors import ConfigError, DataError
+from palate.errors import ConfigError, DataError, tally
 from palate.judging.judge import RESAMPLE_TEMPERATURE, ChatJudge
 from palate.judging.prompts import Rendered
 from palate.types import Comparison, Matchup, PreferenceGroup, Verdict, text_of
@@ -70,7 +70,7 @@ def judge_rows(judge: ChatJudge, groups: Sequence[PreferenceGroup], *, samples: 
     left_out: Counter[str] = Counter()
     pairs = [pair for group in groups for pair in _pairs(judge, group, left_out)]
     if not pairs:
-        raise DataError(f"none of {len(groups)} groups has a decided comparison to judge; left out: {dict(left_out)}")
+        raise DataError(f"none of {len(groups)} groups has a decided comparison to judge; left out: {tally(left_out)}")
     draws = _draw(judge, pairs, samples, temperature)
     rates = [_pass_rate(own) for own in draws]
     sft = [row for n, (pair, own, rate) in enumerate(zip(pairs, draws, rates, strict=True)) for row in _sft_rows(n, pair, own, rate)]

@@ -16,7 +16,7 @@ from typing import Any, Literal, Protocol, TypeAlias, get_args
 
 import numpy as np
 
-from palate.errors import ConfigError, DataError
+from palate.errors import ConfigError, DataError, tally
 from palate.judging.build import RIDGE
 from palate.judging.combining import BothOrders, Cascade, Judgment, count_outcomes
 from palate.judging.orders import Policy
@@ -154,7 +154,7 @@ class OnlineJudge:
         self.outcomes.update(judgment.reason for judgment in judgments)
         open_pairs = sum(judgment.winner not in ("a", "b") for judgment in judgments)
         if open_pairs and self.undecided == "error":
-            raise DataError(f"{open_pairs} of {len(judgments)} pairs were not decided ({dict(Counter(judgment.reason for judgment in judgments))})")
+            raise DataError(f"{open_pairs} of {len(judgments)} pairs were not decided ({tally(Counter(judgment.reason for judgment in judgments))})")
         return [{"a": 0, "b": 1}.get(judgment.winner or "", MISSING) for judgment in judgments]
 
 

@@ -1,272 +1,299 @@
-"""Recorded judgments read again: raw replies of both orders parsed anew, compared with the decisions on record, combined under a policy."""
+"""Recorded judgments of pairs in both orders, as groups keep them, brought to one shape: in the coordinates of the pair, under our names."""
 
 from __future__ import annotations
 
-import json
-import math
+import re
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from pathlib import Path
+from collections.abc import Iterable, Mapping, Sequence
+from functools import lru_cache
+from itertools import product
 from typing import Any, NamedTuple
 
 from palate.errors import ConfigError, DataError
-from palate.judging.orders import Policy, combine_orders
-from palate.judging.replies import ParseFailure
-from palate.judging.verdicts import THREE_WAY, TWO_WAY, ArenaParser, LabelParser, PairVerdict, Parser, RegexParser, swapped
 
 Row = Mapping[str, Any]
-Read = PairVerdict | ParseFailure
 
-FORMS: Mapping[str, Callable[[], Parser]] = {
-    "five_step": ArenaParser,
-    "arena": lambda: ArenaParser("all_agree"),
-    "three_way": lambda: LabelParser(THREE_WAY),
-    "binary": lambda: LabelParser(TWO_WAY),
+COLUMNS: Mapping[str, tuple[str, ...]] = {
+    "pair_id": ("pair_id", "id", "item_id", "example_id", "sample_id", "instance_id", "question_id", "prompt_id", "uid", "idx", "index"),
+    "order": ("order", "presentation_order", "presented_order"),
+    "swapped": ("swapped", "is_swapped", "swap", "flipped", "is_flipped", "reversed"),
+    "text": (
+        *("raw", "raw_text", "raw_output", "raw_response", "raw_completion", "raw_reply", "judge_output", "judge_response", "text", "reply", "completion"),
+        *("response", "output", "judgment", "judgement"),
+    ),
+    "decision": ("decision", "winner", "verdict", "choice", "preference", "prediction", "parsed"),
+    "label": ("label", "gold", "gold_label", "human_label", "human_preference", "ground_truth", "target"),
 }
-"""Parsers by name; `arena` is Arena-Hard's and JudgeBench's reading, in which all verdicts of a reply must agree."""
+"""What is read -> names of its column, the likeliest first; capitals and blanks do not matter. Other names are mapped to these before."""
 
-TEXTS = ("text", "raw", "raw_text", "completion", "response", "output", "judgment")
-DECISIONS = ("winner", "decision", "verdict")
-ORDERS = {**dict.fromkeys(("12", "AB", "A,B", "first", "original", "orig", "0"), 0), **dict.fromkeys(("21", "BA", "B,A", "second", "swapped", "swap", "1"), 1)}
-RUNS = ("model", "judge", "judge_model", "base_llm", "strategy")
+RUNS = ("model", "judge", "judge_model", "judge_name", "base_llm", "strategy")
 SUBSETS = ("subset", "dataset", "source", "category")
 NOT_SAID = object()
+
+_FIRST = ("12", "ab", "01", "first", "afirst", "original", "orig", "normal", "forward")
+_SECOND = ("21", "ba", "10", "second", "bfirst", "swapped", "swap", "reversed", "reverse", "backward", "flipped")
+_SUFFIXES = (("12", "21"), ("ab", "ba"), ("original", "swapped"), ("orig", "swap"), ("forward", "reverse"), ("first", "second"), ("1", "2"), ("0", "1"))
+_OF_CANDIDATES = {"response", "output", "completion"}  # with a number behind it such a column holds a response of the pair, no reply of a judge
+WINNERS: dict[str, str | None] = {
+    **dict.fromkeys(("1", "a", "a>b", "a>>b", "b<a", "b<<a", "first"), "a"),
+    **dict.fromkeys(("2", "b", "b>a", "b>>a", "a<b", "a<<b", "second"), "b"),
+    **dict.fromkeys(("tie", "tied", "draw", "a=b", "b=a", "a~b", "c", "0", "1.5", "same", "equal", "both", "neither", "tiebothbad"), "tie"),
+    **dict.fromkeys(("none", "null", "nan", "n/a", "na", "", "invalid", "error", "failed", "unknown", "unparsed", "noverdict"), None),
+}
+_NAMED = re.compile(r"^(?:model|response|output|assistant|answer|option|candidate|system)(?=[ab12]$)")
+_OTHER = {"a": "b", "b": "a"}
 
 
 class RecordedPair(NamedTuple):
     """One pair as recorded: both replies (None where only decisions are kept) and both decisions, all in the coordinates of the pair."""
 
     row: Row
-    label: str  # "a" or "b": which response of the pair is better
+    label: str | None  # "a" or "b": which response of the pair is better; None: not known, or neither
     texts: tuple[str | None, str | None]
     decisions: tuple[Any, Any]  # "a", "b", "tie", None for no verdict; NOT_SAID where nothing is recorded
     stage: int  # of strategies that ask again: 0 the comparison, 1 the synthesis
 
-
-_WINNERS: dict[str, str | None] = {
-    **dict.fromkeys(("1", "a", "a>b", "a>>b", "[[a]]", "model_a"), "a"),
-    **dict.fromkeys(("2", "b", "b>a", "b>>a", "a<b", "a<<b", "[[b]]", "model_b"), "b"),
-    **dict.fromkeys(("tie", "a=b", "b=a", "[[c]]", "c", "0", "same"), "tie"),
-    **dict.fromkeys(("none", "null", "", "invalid", "error"), None),
-}
-_OTHER = {"a": "b", "b": "a"}
+    @property
+    def name(self) -> Any:
+        return _identity(_plain(self.row))
 
 
-def _winner(value: Any, place: str) -> str | None:
-    key = "none" if value is None else str(value).strip().lower()
-    if key not in _WINNERS:
-        raise DataError(f"{place}: the verdict is {value!r:.40}, expected 1, 2, A>B, B>A, A, B, tie, or null for none")
-    return _WINNERS[key]
+class Recorded(NamedTuple):
+    pairs: list[RecordedPair]
+    one_order: int  # pairs left out: judged in one order only, so that a verdict cannot be told from a position
+    columns: dict[str, str]  # what was read -> the column of the first row that it was read from
 
 
-def _flip(winner: Any) -> Any:
-    return _OTHER.get(winner, winner) if isinstance(winner, str) else winner
+class _Said(NamedTuple):
+    """What is recorded of one order."""
+
+    text: str | None
+    decision: Any  # as written
+    row: Row
+    place: str
 
 
-def read_judged(rows: Iterable[tuple[str, Row]], *, decisions: str = "presented") -> list[RecordedPair]:
-    """Pairs of recorded rows, in one of three shapes; every pair needs both orders and a `label`.
+class _Both(NamedTuple):
+    row: Row
+    orders: Mapping[int, _Said]
+    by_item: bool  # whether the second order's decision stands in the coordinates of the pair
+    stage: int = 0
 
-    `judgments` by order ({"12": {text, winner}, "21": ...}, winners in the coordinates of the pair, LLMBar; a `synthesis` of the same form is a second
-    stage); `judgments` as a list of two, decisions as presented (JudgeBench); or one row an order with `order` (AB/BA, 12/21, ...), a text and a decision,
-    joined by `id` or `pair_id`. `decisions`: whether those of single rows stand as "presented" or by "item". Raises DataError with the place.
+
+# --- rows to pairs ---------------------------------------------------------------------------------------------------------------------------------
+
+
+def read_judged(rows: Iterable[tuple[str, Row]], *, decisions: str | None = None, by: Sequence[str] = ()) -> Recorded:
+    """Pairs of recorded rows: a row holds both orders of a pair, or one order, joined by `pair_id` (and judge, strategy, subset and `by`).
+
+    Both orders: `judgments` by order ({"12": {text, winner}, "21": ...}, LLMBar, with a `synthesis` of the same form as a second stage), `judgments` as a
+    list of two (JudgeBench), or a column for each order (`raw_ab`, `raw_ba`, `decision_ab`, ...). One order: `order` or `swapped`, a text, a decision.
+    `decisions`: whether those of the second order are "presented" (A is what was shown first) or by "item" (A is the first response of the pair); unsaid
+    they are by item where the orders are named 12 and 21 within a row, as LLMBar has it, and as presented elsewhere. Raises DataError with the place.
     """
-    if decisions not in ("presented", "item"):
+    if decisions not in (None, "presented", "item"):
         raise ConfigError(f'decisions={decisions!r}: expected "presented" (A is what was shown first) or "item" (A is the first response of the pair)')
-    found: list[RecordedPair] = []
-    waiting: dict[Any, dict[int, tuple[str, Row]]] = defaultdict(dict)
-    for place, row in rows:
-        if "judgments" in row:
-            found += _of_judgments(row, place)
-        elif "order" in row:
-            _add_order(waiting, row, place)
-        else:
-            raise DataError(f"{place}: has neither `judgments` nor `order`; columns: {', '.join(map(str, row))}")
-    for key, orders in waiting.items():
-        if set(orders) != {0, 1}:
-            place, _ = next(iter(orders.values()))
-            raise DataError(f"{place}: pair {key[0]!r} was judged in one order only; both are needed to tell a verdict from a position")
-        found.append(_of_orders(orders, decisions))
-    if not found:
+    listed = [(place, row, _plain(row)) for place, row in rows]
+    if not listed:
         raise DataError("there are no recorded judgments")
+    if unknown := [name for name in by if name != "subset" and name not in listed[0][1]]:
+        raise DataError(f"{listed[0][0]}: has no column {', '.join(unknown)} to group by{_columns_of(listed[0][1])}")
+    from_one = "2" in {_plain_order(view[name]) for _, _, view in listed if (name := _column(view, "order"))}
+    both: list[_Both] = []
+    waiting: dict[Any, dict[int, _Said]] = defaultdict(dict)
+    one_order = 0
+    for place, row, view in listed:
+        if (name := _column(view, "order") or _column(view, "swapped")) and "judgments" not in view:
+            _join(waiting, _order_of(view, name, place, from_one), _Said(*_one(view, place), row, place), view, by)
+        else:
+            stages = _both_orders(row, view, place)
+            one_order += len(stages[0].orders) < 2
+            both += [stage for stage in stages if len(stage.orders) == 2]
+    one_order += sum(len(orders) < 2 for orders in waiting.values())
+    both += [_Both(orders[0].row, orders, by_item=False) for orders in waiting.values() if len(orders) == 2]
+    place, _, view = listed[0]
+    if not both:
+        keys = [name for name in (_column(view, "pair_id"), *RUNS, *SUBSETS, *by) if name in view]
+        joined = f" (joined by {', '.join(map(str, keys))}; --columns pair_id=COLUMN names another column)" if waiting else ""
+        raise DataError(f"{place}: all {one_order} pairs were judged in one order only{joined}; both are needed to tell a verdict from a position")
+    _check_base([said.decision for pair in both for said in pair.orders.values()], "decisions")
+    return Recorded(_pairs(both, decisions), one_order, {what: name for what in COLUMNS if (name := _column(view, what))})
+
+
+def _join(waiting: dict[Any, dict[int, _Said]], order: int, said: _Said, view: Row, by: Sequence[str]) -> None:
+    identity = _identity(view)
+    if identity is None:
+        raise DataError(
+            f"{said.place}: rows of one order each need `id` or `pair_id`, by which the two orders of a pair are joined{_columns_of(said.row)}; "
+            "--columns pair_id=COLUMN names it"
+        )
+    key = (str(identity), *(str(said.row.get(name)) for name in (*RUNS, *SUBSETS, *by)))
+    if order in waiting[key]:
+        raise DataError(
+            f"{said.place}: pair {identity!r} has this order twice (first in {waiting[key][order].place}); expected one judgment an order. "
+            f"Leave one out, or name the column that tells such runs apart: --by COLUMN{_columns_of(said.row)}"
+        )
+    waiting[key][order] = said
+
+
+def _pairs(both: Sequence[_Both], decisions: str | None) -> list[RecordedPair]:
+    labels = [[_label(said) for _, said in sorted(pair.orders.items())] for pair in both]
+    _check_base([value for label in labels for value, _ in label], "labels")
+    torn = [k for k, ((_, one), (_, two)) in enumerate(labels) if {one, two} == {"a", "b"}]
+    if torn and any(one == two != "tie" and one is not None for (_, one), (_, two) in labels):  # all of them torn: labels are written as presented
+        first, second = (both[torn[0]].orders[k].place for k in (0, 1))
+        raise DataError(f"{second}: the label is {labels[torn[0]][1][0]!r}, in {first} it is {labels[torn[0]][0][0]!r}; a pair has one label")
+    pairs = []
+    for pair, label in zip(both, labels, strict=True):
+        one, two = pair.orders[0], pair.orders[1]
+        said = [NOT_SAID if one_said.decision is NOT_SAID else _winner(one_said.decision, one_said.place) for one_said in (one, two)]
+        if not (pair.by_item if decisions is None else decisions == "item"):
+            said[1] = flip(said[1])
+        better = label[0][1] or (None if torn else label[1][1])
+        pairs.append(RecordedPair(pair.row, better if better in ("a", "b") else None, (one.text, two.text), (said[0], said[1]), pair.stage))
+    return pairs
+
+
+def _label(said: _Said) -> tuple[Any, str | None]:
+    """(as written, as "a", "b", "tie" or None)."""
+    view = _plain(said.row)
+    value = view[name] if (name := _column(view, "label")) else None
+    return value, _winner(value, f"{said.place}, label")
+
+
+def _both_orders(row: Row, view: Row, place: str) -> list[_Both]:
+    """The stages of a row that holds both orders."""
+    if "judgments" not in view:
+        return [_Both(row, *_by_column(row, view, place))]
+    stages = []
+    for number, judgments in enumerate([view["judgments"], *([view["synthesis"]] if view.get("synthesis") else [])]):
+        if isinstance(judgments, Mapping):
+            said = [({"order": name}, one) for name, one in judgments.items()]
+        elif isinstance(judgments, (list, tuple)):
+            said = [(_plain(one) if isinstance(one, Mapping) else {}, one) for one in judgments]
+        else:
+            said = []
+        from_one = "2" in {_plain_order(held.get("order")) for held, _ in said}
+        orders: dict[int, _Said] = {}
+        for k, (held, one) in enumerate(said):
+            name = _column(held, "order") or _column(held, "swapped")
+            orders[_order_of(held, name, place, from_one) if name else k] = _Said(*_one(one, place), row, place)
+        if not orders or len(orders) != len(said) or len(orders) > 2:
+            raise DataError(f"{place}: `judgments` holds {judgments!r:.60}, expected both orders: a list of two, or an object with 12 and 21 (AB and BA)")
+        by_item = isinstance(judgments, Mapping) and {"12", "21"} <= judgments.keys()
+        stages.append(_Both(row, orders, by_item, number))
+    return stages
+
+
+def _by_column(row: Row, view: Row, place: str) -> tuple[dict[int, _Said], bool]:
+    """(both orders, whether decisions are by item) of a row with a column for each order."""
+    names = _columns_by_order(tuple(view))
+    if not names:
+        raise DataError(
+            f"{place}: has neither `judgments`, nor `order`, nor a text or decision for each order (raw_ab, raw_ba){_columns_of(row)}. "
+            "Name them: --columns pair_id=... order=... text=... decision=... label=..."
+        )
+    texts = [_text(view[name]) for name in names["text"]] if "text" in names else [None, None]
+    said = [view[name] for name in names["decision"]] if "decision" in names else [NOT_SAID, NOT_SAID]
+    by_item = "decision" in names and re.search(r"21", names["decision"][1]) is not None
+    return {k: _Said(texts[k], said[k], row, place) for k in (0, 1)}, by_item
+
+
+@lru_cache(maxsize=64)
+def _columns_by_order(columns: tuple[str, ...]) -> dict[str, tuple[str, str]]:
+    """What is read -> its columns of the first and the second order."""
+    found: dict[str, tuple[str, str]] = {}
+    for what in ("text", "decision"):
+        for name, suffixes, form in product(COLUMNS[what], _SUFFIXES, ("{0}_{1}", "{0}_order{1}", "{0}_order_{1}", "{1}_{0}")):
+            pair = form.format(name, suffixes[0]), form.format(name, suffixes[1])
+            if what not in found and set(pair) <= set(columns) and not (name in _OF_CANDIDATES and suffixes[0] in ("0", "1", "first")):
+                found[what] = pair
     return found
 
 
-def _label(row: Row, place: str) -> str:
-    if "label" not in row:
-        raise DataError(f"{place}: has no `label`; columns: {', '.join(map(str, row))}")
-    label = _winner(row["label"], f"{place}, label")
-    if label not in ("a", "b"):
-        raise DataError(f"{place}: the label is {row['label']!r}, expected 1 or 2 (A>B or B>A)")
-    return label
+# --- single values ---------------------------------------------------------------------------------------------------------------------------------
+
+
+def flip(winner: Any) -> Any:
+    return _OTHER.get(winner, winner) if isinstance(winner, str) else winner
+
+
+def winner_key(value: Any) -> str:
+    """A decision as written in the spelling of WINNERS: `[[A>B]]`, `Output (a)`, `model_1` and 1.0 without what surrounds them."""
+    key = re.sub(r"[_\s\[\]()\"'*`]|(?<=[a-z])-", "", str(value).lower())
+    return _NAMED.sub("", re.sub(r"^([012])\.0$", r"\1", key))
+
+
+def _winner(value: Any, place: str) -> str | None:
+    key = winner_key(value)
+    if key not in WINNERS:
+        raise DataError(f"{place}: the verdict is {value!r:.40}, expected 1, 2, A>B, B>A, A, B, model_a, model_b, tie, or null for none")
+    return WINNERS[key]
+
+
+def _check_base(values: Sequence[Any], what: str) -> None:
+    """Refuse 0 and 1 without a 2: where 0 is a tie the second response would never win, where it is the first response every label would be wrong."""
+    seen = Counter(re.sub(r"\.0$", "", str(value).strip()) for value in values)
+    if seen["0"] and seen["1"] and not any(seen[other] for other in ("2", "A", "B", "a", "b")):
+        raise DataError(
+            f"{what} are {seen['0']} times 0, {seen['1']} times 1 and never 2: does 0 mean the first response, or a tie? Write 1 and 2 (or A and B), and tie"
+        )
+
+
+def _plain_order(value: Any) -> str:
+    """AB, "A, B", ["A", "B"], 12 and [1, 2] in one spelling."""
+    said = "".join(map(str, value)) if isinstance(value, (list, tuple)) else str(value)
+    return re.sub(r"\W|_", "", said.strip().lower().removesuffix(".0"))
+
+
+def _order_of(view: Row, column: str, place: str, from_one: bool) -> int:
+    """0 for the pair as it stands, 1 for the swapped one. `from_one`: whether orders are counted 1 and 2, not 0 and 1."""
+    value, said = view[column], _plain_order(view[column])
+    if column in COLUMNS["swapped"] and said in ("true", "false", "yes", "no", "0", "1"):
+        return int(said in ("true", "yes", "1"))
+    numbers = {"1": 0, "2": 1} if from_one else {"0": 0, "1": 1}
+    if (known := {**dict.fromkeys(_FIRST, 0), **dict.fromkeys(_SECOND, 1), **numbers}.get(said)) is not None:
+        return known
+    truth = "; if true means that the responses were swapped: --columns swapped=order" if said in ("true", "false") else ""
+    raise DataError(f"{place}: the order is {value!r:.40}, expected AB or BA (12 or 21, 0 or 1, 1 or 2, original or swapped){truth}")
 
 
 def _one(judgment: Any, place: str) -> tuple[str | None, Any]:
-    """(text, decision as written) of one judgment; JudgeBench keeps the reply one level deeper."""
+    """(text, decision as written) of one judgment; JudgeBench keeps the reply one level deeper. A string is a decision, or else a reply."""
     if judgment is None:
         return None, None
+    if isinstance(judgment, str):
+        return (None, judgment) if judgment.strip() and winner_key(judgment) in WINNERS else (judgment, NOT_SAID)
     if not isinstance(judgment, Mapping):
         raise DataError(f"{place}: a judgment is {type(judgment).__name__}, expected an object with a text and a decision")
-    inner = judgment["judgment"] if isinstance(judgment.get("judgment"), Mapping) else judgment
-    text = next((inner[name] for name in TEXTS if isinstance(inner.get(name), str)), None)
-    return text, next((judgment[name] for name in DECISIONS if name in judgment), NOT_SAID)
+    view = _plain(judgment)
+    inner = _plain(view["judgment"]) if isinstance(view.get("judgment"), Mapping) else view
+    read_from = next((name for name in COLUMNS["text"] if isinstance(inner.get(name), str)), None)
+    decision = _column(view, "decision") or ("judgment" if isinstance(view.get("judgment"), str) and read_from != "judgment" else None)
+    return _text(inner[read_from]) if read_from else None, view[decision] if decision else NOT_SAID
 
 
-def _of_judgments(row: Row, place: str) -> list[RecordedPair]:
-    label, judged = _label(row, place), []
-    stages = [row["judgments"], *([row["synthesis"]] if row.get("synthesis") else [])]
-    for stage, judgments in enumerate(stages):
-        if isinstance(judgments, Mapping) and {"12", "21"} <= judgments.keys():
-            pairs = [_one(judgments[order], place) for order in ("12", "21")]
-            said = [NOT_SAID if d is NOT_SAID else _winner(d, place) for _, d in pairs]
-        elif isinstance(judgments, (list, tuple)) and len(judgments) == 2:
-            pairs = [_one(judgment, place) for judgment in judgments]
-            said = [NOT_SAID if d is NOT_SAID else _winner(d, place) for _, d in pairs]
-            said[1] = _flip(said[1])
-        else:
-            raise DataError(f"{place}: `judgments` holds {judgments!r:.60}, expected both orders: a list of two, or an object with 12 and 21")
-        judged.append(RecordedPair(row, label, (pairs[0][0], pairs[1][0]), (said[0], said[1]), stage))
-    return judged
+def _text(value: Any) -> str | None:
+    return value if isinstance(value, str) else None
 
 
-def _add_order(waiting: dict[Any, dict[int, tuple[str, Row]]], row: Row, place: str) -> None:
-    name = str(row["order"]).strip()
-    order = ORDERS.get(name, ORDERS.get(name.upper(), ORDERS.get(name.lower())))
-    if order is None:
-        raise DataError(f"{place}: the order is {row['order']!r}, expected AB or BA (12 or 21, original or swapped)")
-    identity = next((row[key] for key in ("pair_id", "id", "question_id") if row.get(key) is not None), None)
-    if identity is None:
-        raise DataError(f"{place}: rows of one order each need `id` or `pair_id`, by which the two orders of a pair are joined")
-    key = (identity, *(row.get(name) for name in (*RUNS, *SUBSETS)))
-    if order in waiting[key]:
-        raise DataError(f"{place}: pair {identity!r} has this order twice (first in {waiting[key][order][0]})")
-    waiting[key][order] = (place, row)
+def _plain(row: Row) -> dict[str, Any]:
+    """The row with its names in one spelling: `Pair ID` and `pairId` are pair_id."""
+    return {_plain_name(str(name)): value for name, value in row.items()}
 
 
-def _of_orders(orders: Mapping[int, tuple[str, Row]], decisions: str) -> RecordedPair:
-    read = [_one(orders[k][1], orders[k][0]) for k in (0, 1)]
-    said = [NOT_SAID if d is NOT_SAID else _winner(d, orders[k][0]) for k, (_, d) in enumerate(read)]
-    if decisions == "presented":
-        said[1] = _flip(said[1])
-    place, row = orders[0]
-    return RecordedPair(row, _label(row, place), (read[0][0], read[1][0]), (said[0], said[1]), 0)
+@lru_cache(maxsize=4096)
+def _plain_name(name: str) -> str:
+    return re.sub(r"\W+", "_", re.sub(r"(?<=[a-z])(?=[A-Z])", "_", name.strip()).lower())
 
 
-# --- parsing again -------------------------------------------------------------------------------------------------------------------------------
+def _column(view: Row, what: str) -> str | None:
+    return next((name for name in COLUMNS[what] if name in view), None)
 
 
-class Patterns:
-    """Which parser reads which row: one for all, or LLMBar's configuration, by judge and strategy, with one for each stage."""
-
-    def __init__(self, content: Mapping[str, Any]):
-        self.by_run = content.get("configs")
-        if self.by_run is None:
-            self.parsers: dict[Any, Parser] = {None: RegexParser(_classes(content))}
-        else:
-            self.parsers = {}
-
-    def parser(self, judged: RecordedPair) -> Parser:
-        if self.by_run is None:
-            return self.parsers[None]
-        key = (f"{judged.row.get('base_llm')}/{judged.row.get('strategy')}", judged.stage)
-        if key not in self.parsers:
-            stages = [stage for stage in self.by_run.get(key[0], ()) if stage.get("parsing") is not None]
-            if judged.stage >= len(stages):
-                raise DataError(f"the patterns hold {len(stages)} stages for {key[0]}, a record has stage {judged.stage + 1}")
-            self.parsers[key] = RegexParser.from_llmbar_config(stages[judged.stage])
-        return self.parsers[key]
+def _identity(view: Row) -> Any:
+    return next((view[name] for name in COLUMNS["pair_id"] if view.get(name) is not None), None)
 
 
-def _classes(content: Mapping[str, Any]) -> dict[Any, str]:
-    found = {name: _WINNERS.get(str(name).lower(), "?") for name in content}
-    if not content or "?" in found.values() or None in found.values():
-        raise DataError(f"patterns name the classes {list(content)}, expected 1, 2 (and tie), each with a regular expression")
-    return {found[name]: str(pattern) for name, pattern in content.items()}
-
-
-def read_patterns(path: Path) -> Patterns:
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise DataError(f"{path}: cannot be read: {error.strerror}") from error
-    except json.JSONDecodeError as error:
-        raise DataError(f"{path}: broken JSON at line {error.lineno}: {error.msg}") from error
-    if not isinstance(content, Mapping):
-        raise DataError(f"{path}: holds {type(content).__name__}, expected an object of patterns by class")
-    return Patterns(content)
-
-
-class Replayed(NamedTuple):
-    parsed: int  # replies read
-    different: int  # whose verdict is another than the one on record
-    examples: list[dict[str, Any]]  # of these
-    table: list[dict[str, Any]]  # by run and subset
-
-
-EXAMPLES_SHOWN = 5
-
-
-def replay(
-    judged: Sequence[RecordedPair], parser: Callable[[RecordedPair], Parser] | None, *, policy: Policy = "drop", by: Sequence[str] | None = None
-) -> Replayed:
-    """Read every reply again (without `parser`: take the decisions on record), compare, and combine both orders under `policy`.
-
-    `by`: columns of the groups in the table; unset: those among judge, strategy and subset that the rows have (LLMBar's subset is read off the id).
-    Only the first stage is combined: a synthesis is an answer to a contradiction, not a verdict of its own order.
-    """
-    parsed = different = 0
-    examples: list[dict[str, Any]] = []
-    groups: dict[tuple[str, ...], list[tuple[Read, Read, str]]] = defaultdict(list)
-    names = list(by) if by else _columns(judged)
-    for one in judged:
-        read = [_read(one, k, parser) for k in (0, 1)]
-        for k, verdict in enumerate(read):
-            if parser is None or one.texts[k] is None:
-                continue
-            parsed += 1
-            named = None if isinstance(verdict, ParseFailure) else verdict.winner
-            if one.decisions[k] is not NOT_SAID and named != one.decisions[k]:
-                different += 1
-                if len(examples) < EXAMPLES_SHOWN:
-                    examples.append({"id": one.row.get("id", one.row.get("pair_id")), "order": k + 1, "read": named, "recorded": one.decisions[k]})
-        if one.stage == 0:
-            groups[tuple(_value(one.row, name) for name in names)].append((read[0], read[1], one.label))
-    table = [dict(zip(names, key, strict=True)) | _figures(rows, policy) for key, rows in sorted(groups.items())]
-    return Replayed(parsed, different, examples, table)
-
-
-def _read(one: RecordedPair, k: int, parser: Callable[[RecordedPair], Parser] | None) -> Read:
-    text = one.texts[k]
-    if parser is None or text is None:
-        decision = one.decisions[k]
-        if decision is NOT_SAID:
-            raise DataError(f"pair {one.row.get('id', one.row.get('pair_id'))!r} has neither a reply nor a decision in order {k + 1}; say how replies are read")
-        return ParseFailure("no verdict", "") if decision is None else PairVerdict(decision)
-    found = parser(one).parse(text)
-    assert isinstance(found, (PairVerdict, ParseFailure))
-    return swapped(found) if k == 1 else found
-
-
-def _columns(judged: Sequence[RecordedPair]) -> list[str]:
-    row = judged[0].row
-    runs = [name for name in RUNS if name in row]
-    subset = next((name for name in SUBSETS if name in row), None)
-    return [*runs, subset or "subset"] if subset or "-" in str(row.get("id", "")) else runs
-
-
-def _value(row: Row, name: str) -> str:
-    if name not in row and name == "subset":
-        return str(row.get("id", "")).rsplit("-", 1)[0]  # LLMBar: Adversarial-GPTInst-0
-    return str(row.get(name, ""))
-
-
-def _figures(rows: Sequence[tuple[Read, Read, str]], policy: Policy) -> dict[str, Any]:
-    combined = [combine_orders(first, second, policy) for first, second, _ in rows]
-    kept = [(found.winner, label) for found, (_, _, label) in zip(combined, rows, strict=True) if found.winner in ("a", "b")]
-    single = sum(isinstance(verdict, PairVerdict) and verdict.winner == label for first, second, label in rows for verdict in (first, second))
-    return {
-        "n": len(rows),
-        "kept": len(kept) / len(rows),
-        "accuracy_of_kept": sum(winner == label for winner, label in kept) / len(kept) if kept else math.nan,
-        "accuracy_of_both_orders": single / (2 * len(rows)),
-        "outcomes": dict(Counter(found.reason for found in combined)),
-    }
+def _columns_of(row: Row) -> str:
+    return f"; columns: {', '.join(map(str, row))}"

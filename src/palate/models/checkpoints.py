@@ -66,6 +66,7 @@ class RewardContract:
     prefix_ids: list[int]  # put in front of every sequence, once
     eos_id: int  # ends every sequence, once
     pad_id: int
+    text_end: str | None = None  # of a model of another trainer: what it put behind plain text in place of EOS
     head_dtype: str = "float32"
     weights_dtype: str = "float32"
     readout: Readout = field(default_factory=Readout)  # how a reward is read from the head's outputs

@@ -195,6 +195,12 @@ def load_pretrained(
             raise ModelError(
                 f"{name_or_path} is an encoder-decoder; reward models here are decoders (Llama, Qwen, Gemma ...) or encoders (BERT, ModernBERT ...)"
             )
+        text_config = config.get_text_config()
+        if (text_config.pad_token_id or 0) >= text_config.vocab_size:  # torch would assert, deep in the embedding
+            raise ModelError(
+                f"{name_or_path}: pad_token_id is {text_config.pad_token_id} and its vocabulary has {text_config.vocab_size} rows, so that transformers "
+                "does not build the model; `palate import` mends that"
+            )
         config.num_labels = len(outputs)
         model_kwargs.setdefault("dtype", torch.float32)
         with head_in_float32(config):
@@ -307,9 +313,16 @@ def _is_head_side(model: PreTrainedModel, key: str) -> bool:
 def load_tokenizer(name_or_path: str, *, revision: str | None = None, trust_remote_code: bool = False) -> PreTrainedTokenizerBase:
     check_local(name_or_path)
     try:
-        return AutoTokenizer.from_pretrained(name_or_path, revision=revision, trust_remote_code=trust_remote_code)
+        tokenizer = AutoTokenizer.from_pretrained(name_or_path, revision=revision, trust_remote_code=trust_remote_code)
     except (OSError, ValueError) as error:
-        raise ModelError(f"{name_or_path}: no tokenizer could be loaded: {error}") from error
+        nowhere = "" if Path(name_or_path).exists() else "no such folder here, and from the hub "
+        raise ModelError(f"{name_or_path}: {nowhere}no tokenizer could be loaded: {error}") from error
+    files = set(tokenizer.vocab_files_names.values())
+    if files and Path(name_or_path).is_dir() and not any((Path(name_or_path) / file).is_file() for file in files):  # transformers then makes an empty one
+        raise ModelError(
+            f"{name_or_path}: has no tokenizer, expected {' or '.join(sorted(files))}; put that of its base model there (`palate import --tokenizer` does)"
+        )
+    return tokenizer
 
 
 def check_local(name_or_path: str) -> None:
@@ -317,6 +330,8 @@ def check_local(name_or_path: str) -> None:
     path = Path(name_or_path)
     if not path.exists() and (path.is_absolute() or name_or_path.startswith((".", "~")) or name_or_path.count("/") > 1):
         raise ModelError(f"{name_or_path}: no such folder; expected a checkpoint directory or a hub id like owner/model")
+    if path.is_file():
+        raise ModelError(f"{name_or_path}: is a file; expected a checkpoint directory or a hub id like owner/model")
     if path.is_dir() and not (path / "config.json").is_file() and not (path / "adapter_config.json").is_file():
         raise ModelError(f"{name_or_path}: the folder has no config.json; expected a checkpoint directory")
 

@@ -45,7 +45,7 @@ class AttributeFit(NamedTuple):
     deviation: float
     held_out: int  # responses of held-out prompts, on which the rest was measured by a fit to the others
     r2: float  # 1 - squared error / that of the other prompts' mean rating
-    spearman: float
+    spearman: float  # NaN, as R2 may be, where the held-out ratings do not vary
     spearman_interval: Interval  # bootstrap over prompts
 
 
@@ -91,7 +91,7 @@ def fit_attributes(
     """Heads over embeddings [N, H], one an attribute, and how each did on held-out prompts; `prompts` [N] are equal for equal prompts.
 
     The alpha with the least squared error on held-out prompts is taken, and the head then fitted to all of them. Responses without a rating or without
-    an embedding (NaN) take no part. Raises DataError for an attribute with too few.
+    an embedding (NaN) take no part. Raises DataError for an attribute with too few, or with one rating for all.
     """
     if not len(alphas) or min(alphas) <= 0:
         raise ConfigError(f"alphas are {list(alphas)}, expected numbers above 0")
@@ -101,6 +101,9 @@ def fit_attributes(
         rated = embedded & ~np.isnan(ratings.values[:, column])
         if rated.sum() < FEWEST or len(np.unique(prompts[rated])) < 2:
             raise DataError(f"`{name}` is rated {rated.sum()} times on {len(np.unique(prompts[rated]))} prompts; {FEWEST} times on two at least are needed")
+        if np.ptp(ratings.values[rated, column]) == 0:
+            only = ratings.values[rated, column][0]
+            raise DataError(f"`{name}` is {only:g} for all {rated.sum()} rated responses, so there is nothing to learn; leave it out (--attributes)")
         x, y, of = embeddings[rated].astype(np.float64), ratings.values[rated, column], prompts[rated]
         test = held_out_prompts(of, held_out, seed)
         tried, offsets = ridge_path(x[~test], y[~test], alphas, intercept=intercept)
@@ -118,18 +121,22 @@ def _measured(name: str, alpha: float, y: np.ndarray, test: np.ndarray, predicte
     truth = y[test]
     against = float(((truth - y[~test].mean()) ** 2).mean())
     r2 = 1 - float(((predicted - truth) ** 2).mean()) / against if against else float("nan")
-    interval = bootstrap_statistic(lambda rows: spearman(predicted[rows], truth[rows]), prompts)
-    return AttributeFit(name, alpha, len(y), float(y.mean()), float(y.std()), int(test.sum()), r2, spearman(predicted, truth), interval)
+    rho, interval = spearman(predicted, truth), Interval(float("nan"), float("nan"), "undefined")
+    if rho == rho:
+        interval = bootstrap_statistic(lambda rows: spearman(predicted[rows], truth[rows]), prompts)
+    return AttributeFit(name, alpha, len(y), float(y.mean()), float(y.std()), int(test.sum()), r2, rho, interval)
 
 
 def attribute_readout(fits: Sequence[AttributeFit], weights: Mapping[str, float] | None = None) -> Readout:
     """One reward from the attributes: by the weights given, on ratings as they are (HelpSteer2's, say), or alike on standard scales (1 / (A deviation)).
 
-    Raises ConfigError for a weight of an attribute that is not there.
+    Raises ConfigError for a weight of an attribute that is not there, and for weights that are all 0.
     """
     names = tuple(fit.name for fit in fits)
     if weights is None:
-        return Readout(names, tuple(1 / (len(fits) * fit.deviation) if fit.deviation else 0.0 for fit in fits))
+        return Readout(names, tuple(1 / (len(fits) * fit.deviation) for fit in fits))
     if unknown := sorted(set(weights) - set(names)):
         raise ConfigError(f"--weights names {unknown[0]}, which is not among the attributes {', '.join(names)}")
+    if not any(weights.values()):
+        raise ConfigError("--weights are all 0, so every reward would be 0; give one attribute a weight")
     return Readout(names, tuple(float(weights.get(name, 0.0)) for name in names))

@@ -26,7 +26,8 @@ LANCZOS = 1000
 at a width of 4096 and 50 components 2 s in place of 20 (2 cores)."""
 
 RANK = 1e-10
-"""Share of the largest eigenvalue below which one is rounding: second moments are float64, sums of float32 differences."""
+"""Share of the largest eigenvalue, or of the squared mean if that is larger, below which one is rounding: second moments are float64, sums of float32
+differences."""
 
 
 @dataclass(frozen=True)
@@ -122,7 +123,9 @@ def principal_directions(moments: Moments, *, components: int, centred: bool) ->
     else:
         values, vectors = linalg.eigh(covariance, subset_by_index=(width - components, width - 1))
     values, directions = values[::-1], vectors.T[::-1]
-    spanned = int((values > RANK * max(values[0], 0.0)).sum())
+    spanned = int((values > RANK * max(values[0], float(moments.mean @ moments.mean))).sum())
+    if not spanned:
+        raise DataError(f"the differences of {moments.rows} comparisons do not vary" + (" about their mean; leave them uncentred" if centred else ""))
     if spanned < components:
         raise DataError(f"the differences of {moments.rows} comparisons vary in {spanned} directions; ask for {spanned} components or fewer")
     along = directions @ moments.mean

@@ -17,8 +17,8 @@ from palate.stats.intervals import codes_of
 from palate.types import Conversation, Exchange, PreferenceGroup, text_of
 
 PairWeights: TypeAlias = Literal["balanced", "given", "margin"]
-"""given: each pair by the weight of its row, 1 where it has none; balanced: divided by the pairs of its prompt, so that every prompt counts once (1/C(K,2));
-margin: balanced, times the margin."""
+"""given: each pair by the weight of its row, 1 where it has none; balanced: divided by the pairs of its row, so that a ranking of K responses counts as
+much as one pair (1/C(K,2) a pair); margin: balanced, times the margin."""
 
 PAIR_WEIGHTS: tuple[str, ...] = get_args(PairWeights)
 

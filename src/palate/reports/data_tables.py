@@ -8,6 +8,7 @@ from typing import Any, TypeVar
 from rich.markup import escape
 from rich.table import Table
 
+from palate.errors import tally
 from palate.reports.wording import percent
 
 T = TypeVar("T")
@@ -18,9 +19,8 @@ def data_table(report: Mapping[str, Any], source: Mapping[str, Any]) -> Table:
     table = Table(title=escape(f"{source['source']}: {source['layout']}"), title_justify="left", show_header=False)
     table.add_column("what")
     table.add_column("value", justify="right")
-    bad = ", ".join(f"{count} x {kind}" for kind, count in source["bad_rows"].items())
     table.add_row("rows", str(source["rows"]))
-    table.add_row("rows that cannot be used", bad or "none")
+    table.add_row("rows that cannot be used", tally(source["bad_rows"], "none"))
     table.add_row("groups / different prompts", f"{report['groups']} / {report['prompts']}")
     table.add_row("responses per prompt", ", ".join(f"{k}: {n}" for k, n in report["responses_per_prompt"].items()))
     table.add_row("decided comparisons", str(report["comparisons"]))

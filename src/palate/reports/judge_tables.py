@@ -122,12 +122,13 @@ def replay_table(rows: Sequence[Mapping[str, Any]], *, title: str) -> Table:
     names = [name for name in rows[0] if name not in figures]
     table = Table(title=title, title_justify="left")
     for name in names:
-        table.add_column(name)
-    for heading in ("n", "kept", "right of kept", "right, both orders", "contradictions", "invalid"):
+        table.add_column(name, overflow="fold")
+    for heading in ("n", "kept", "right of kept", "right, both orders", "contradictions", "ties", "invalid"):
         table.add_column(heading, justify="right")
     for row in rows:
         shares = [f"{100 * row[key]:.1f} %" if row[key] == row[key] else "-" for key in ("kept", "accuracy_of_kept", "accuracy_of_both_orders")]
         outcomes = row["outcomes"]
-        invalid = outcomes.get("one invalid", 0) + outcomes.get("both invalid", 0)
-        table.add_row(*(str(row[name]) for name in names), str(row["n"]), *shares, str(outcomes.get("contradiction", 0)), str(invalid))
+        ties, invalid = (sum(outcomes.get(f"{how} {what}", 0) for how in ("one", "both")) for what in ("tie", "invalid"))
+        counts = (str(count) for count in (outcomes.get("contradiction", 0), ties, invalid))
+        table.add_row(*(str(row[name]) for name in names), str(row["n"]), *shares, *counts)
     return table

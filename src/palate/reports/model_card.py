@@ -186,6 +186,7 @@ def _with_palate(files: CheckpointFiles, chat: bool) -> Iterator[str]:
 def _with_transformers(files: CheckpointFiles, chat: bool) -> Iterator[str]:
     contract = files.contract
     prefix, eos, weights = list(contract.get("prefix_ids") or []), contract["eos_id"], (contract.get("readout") or {}).get("weights") or [1.0]
+    text_end = contract.get("text_end")
     yield "import torch"
     yield "from transformers import AutoModelForSequenceClassification, AutoTokenizer"
     yield ""
@@ -196,13 +197,14 @@ def _with_transformers(files: CheckpointFiles, chat: bool) -> Iterator[str]:
         yield f'messages = [{{"role": "user", "content": "{QUESTION}"}}, {{"role": "assistant", "content": "{ANSWER}"}}]'
         yield "text = tokenizer.apply_chat_template(messages, tokenize=False)"
     else:
-        yield f'text = "{QUESTION}" + {json.dumps(contract.get("separator") or "")} + "{ANSWER}"'
+        yield f'text = "{QUESTION}" + {json.dumps(contract.get("separator") or "")} + "{ANSWER}"' + (f" + {json.dumps(text_end)}" if text_end else "")
     yield 'ids = tokenizer(text, add_special_tokens=False)["input_ids"]'
     if prefix:
         yield f"if ids[:{len(prefix)}] != {prefix}:  # what starts a sequence stands there once"
         yield f"    ids = {prefix} + ids"
-    yield f"if ids[-1] != {eos}:  # and so does what ends it"
-    yield f"    ids = ids + [{eos}]"
+    if not chat and text_end is None:  # a template writes its end itself, and so did another trainer
+        yield f"if ids[-1] != {eos}:  # and so does what ends it"
+        yield f"    ids = ids + [{eos}]"
     yield "with torch.no_grad():"
     yield "    outputs = model(torch.tensor([ids])).logits[0].float()"
     yield "print(outputs.item())" if len(weights) == 1 and weights[0] == 1.0 else f"print((outputs @ torch.tensor({weights})).item())"

@@ -20,7 +20,7 @@ from palate.models.checkpoints import RewardContract, read_contract, whole_direc
 from palate.scoring.contract import build_contract, check_saved
 from palate.scoring.local import LocalScorer, exchange_from_json, load_scorer
 
-MUST_AGREE = ("architecture", "pooling", "separator", "chat_template_sha256", "prefix_ids", "eos_id", "pad_id", "readout", "length_policy")
+MUST_AGREE = ("architecture", "pooling", "separator", "chat_template_sha256", "prefix_ids", "eos_id", "pad_id", "text_end", "readout", "length_policy")
 """What of their contracts must be equal for weights of two checkpoints to mean the same."""
 
 

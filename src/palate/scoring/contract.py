@@ -49,6 +49,7 @@ def build_contract(
         prefix_ids=list(encoder.rules.prefix),
         eos_id=encoder.rules.eos_id,
         pad_id=int(tokenizer.pad_token_id),
+        text_end=encoder.text_end,
         weights_dtype="bfloat16" if quantized else str(model.dtype).removeprefix("torch."),
         readout=readout or Readout(),
         loss_parameters=loss_parameters or {},

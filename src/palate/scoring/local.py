@@ -20,7 +20,7 @@ from palate.data.collation import PreferenceCollator
 from palate.data.packing import TOKEN_BUDGET, Planted, batches_by_length, default_budget, fill, packed_row, plant
 from palate.data.templates import prepare_tokenizer
 from palate.data.tokenization import DEFAULT_SEPARATOR, Encoder, as_exchange, response_text, shared_prefix
-from palate.errors import ContractError, DataError, ModelError, RowError
+from palate.errors import ConfigError, ContractError, DataError, ModelError, RowError
 from palate.models.checkpoints import RewardContract, find_contract, read_contract, score_tolerance
 from palate.models.engine import CHECKED_SEQUENCES, Engine, checked, choose_packing, packing_error
 from palate.models.heads import head_name, read_rewards, without_head
@@ -53,10 +53,10 @@ class LocalScorer:
         device: str | torch.device | None = None,
         contract: RewardContract | None = None,
     ):
-        self.device = torch.device(device or own_device())
+        self.device = chosen_device(device)
         self.model = model.to(self.device).eval()  # type: ignore[arg-type]
         self.tokenizer = tokenizer
-        self.encoder = Encoder(tokenizer, max_length=max_length, separator=separator)
+        self.encoder = Encoder(tokenizer, max_length=max_length, separator=separator, text_end=contract.text_end if contract else None)
         self.on_long = on_long
         self.cut_prompts = cut_prompts
         self.token_budget = token_budget or default_budget(self.device.type)
@@ -271,9 +271,11 @@ def load_scorer(
     (from another trainer) is accepted: its chat template is used as it stands, plain text gets EOS, and nothing can be verified. A model without a
     trained head raises ModelError.
     `dtype`: load the backbone in another precision; golden scores are then compared within that precision's rounding. `packing`: see
-    RewardConfig; `token_budget`: tokens computed at a time; `model`: the checkpoint's model where it is in memory already.
+    RewardConfig; `token_budget`: tokens computed at a time; `model`: the checkpoint's model where it is in memory already. Raises ConfigError for a
+    device that is not there, and for a `max_length` beyond the model's positions.
     """
     directory = str(directory)
+    device = chosen_device(device)
     check_local(directory)
     source: dict[str, Any] = {"revision": revision, "trust_remote_code": trust_remote_code}
     contract = read_contract(directory, revision) if find_contract(directory, revision) else None
@@ -288,7 +290,16 @@ def load_scorer(
                 "saved it under another name, `palate import` finds it"
             )
     fit_tokenizer(model, tokenizer)
-    limit = max_length or (contract.max_length if contract else position_limit(model))
+    if contract is None and is_decoder(model) and tokenizer.pad_token_id == tokenizer.eos_token_id:
+        logger.warning(
+            "%s: its padding is EOS, which transformers skips, and no contract says whether its trainer read EOS or the token before; EOS is read. "
+            "`palate import` settles that",
+            directory,
+        )
+    positions = position_limit(model)
+    if max_length and positions and max_length > positions:
+        raise ConfigError(f"max_length is {max_length}, and {directory} has positions for {positions} tokens; expected {positions} or fewer")
+    limit = max_length or (contract.max_length if contract else positions)
     scorer = LocalScorer(
         model,
         tokenizer,
@@ -330,6 +341,17 @@ def contract_problems(scorer: LocalScorer) -> list[str]:
             if not abs(score - golden.score) <= tolerance * max(1.0, abs(golden.score)):
                 problems.append(f"golden example {i}: scores {score:.6f}, recorded {golden.score:.6f} (tolerance {tolerance:g})")
     return problems
+
+
+def chosen_device(name: str | torch.device | None) -> torch.device:
+    """The device of this name, by default this process's own. Raises ConfigError for one that torch cannot use here."""
+    try:
+        device = torch.device(name or own_device())
+    except RuntimeError as error:
+        raise ConfigError(f"device {name!r} is none that torch knows; expected cpu, cuda or cuda:N") from error
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise ConfigError(f"device {name}: torch finds {torch.cuda.device_count()} GPUs on this machine; expected cpu, or one of those")
+    return device
 
 
 def own_device() -> str:

@@ -65,6 +65,8 @@ def open_scorer(source: str, *, input_format: str | None = None, protocol: str |
         raise ConfigError(f"{f'protocol {protocol}' if protocol else 'an API key'} is for an endpoint (http://...), not for {source}")
     if input_format is not None and (endpoint or kind in ("dpo", "genrm", "average")):
         raise ConfigError(f"input format {input_format} is for a reward model in this process, not for {source}")
+    if options.get("trust_remote_code") and (endpoint or kind in ("dpo", "genrm")):
+        raise ConfigError(f"code that comes with a model is run for reward models in this process alone, not for {source}")
     name = format_of(source, input_format)
     if endpoint:
         remote = RemoteScorer(source, protocol=protocol or "auto", api_key=api_key)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Sequence
 from contextlib import asynccontextmanager
 from functools import cache
 from typing import TYPE_CHECKING, Any
@@ -19,8 +19,9 @@ from palate.serving.hosting import Hosted, Models
 from palate.serving.metrics import Metrics
 from palate.serving.openapi import document
 from palate.serving.protocols import llamafactory, native, nim, openrlhf, sglang, slime, tei, vllm
-from palate.serving.routes import Refusal, Route, choose, dump, error_object, in_words, parse
+from palate.serving.routes import Refusal, Reply, Route, choose, dump, error_object, in_words, parse
 from palate.serving.settings import ServerSettings
+from palate.serving.worker import CLOSING
 
 if TYPE_CHECKING:
     from fastapi import FastAPI
@@ -28,6 +29,10 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 DIALECTS = (native, vllm, sglang, openrlhf, tei, llamafactory, slime, nim)
+
+
+GONE = (499, "client_gone", "the client went away before its answer")
+"""Nobody reads it, but the counts of requests and errors do. Source of the status: nginx."""
 
 
 def routes_by_path() -> dict[str, list[Route]]:
@@ -78,20 +83,59 @@ def _endpoint(gateway: Gateway, routes: Sequence[Route], response_type: Any) -> 
     async def endpoint(request: Any) -> Any:
         route = routes[0]
         try:
-            try:
-                async with asyncio.timeout(gateway.settings.timeout):
-                    data = await request.body()
-            except TimeoutError as error:
-                raise Refusal(408, "slow_body", "the body did not arrive in time") from error
-            body = parse(data)
+            body = parse(await _read(request, gateway.settings.timeout))
             route = choose(routes, body)
-            answer = await route.answer(gateway, route.read(body))
+            answer = await _while_connected(request, _answer(gateway, route, body))
         except Refusal as refusal:
             return _refused(refusal, gateway.metrics, response_type, route.errors.body(refusal))
         headers = {"X-Truncated": str(answer.truncated)} if answer.truncated else None
         return response_type(dump(answer.body), media_type="application/json", headers=headers)
 
     return endpoint
+
+
+async def _read(request: Any, timeout: float) -> bytes:
+    """The body. Raises Refusal where it comes too slowly, or not to its end."""
+    from starlette.requests import ClientDisconnect
+
+    try:
+        async with asyncio.timeout(timeout):
+            return bytes(await request.body())
+    except TimeoutError as error:
+        raise Refusal(408, "slow_body", "the body did not arrive in time") from error
+    except ClientDisconnect as error:
+        raise Refusal(*GONE) from error
+
+
+async def _answer(gateway: Gateway, route: Route, body: dict[str, Any]) -> Reply:
+    """Asked twice where the model was swapped between its choice and its queue, so that no answer is of two models."""
+    try:
+        return await route.answer(gateway, route.read(body))
+    except Refusal as refusal:
+        if refusal.kind != CLOSING:
+            raise
+        return await route.answer(gateway, route.read(body))
+
+
+async def _while_connected(request: Any, answer: Coroutine[Any, Any, Reply]) -> Reply:
+    """The answer, which is worked on only as long as its client is there."""
+    working, gone = asyncio.create_task(answer), asyncio.create_task(_gone(request))
+    try:
+        await asyncio.wait((working, gone), return_when=asyncio.FIRST_COMPLETED)
+        if not working.done():
+            working.cancel()
+            await asyncio.wait((working,))  # until it has withdrawn what it queued
+            raise Refusal(*GONE)
+        return working.result()
+    finally:
+        working.cancel()
+        gone.cancel()
+
+
+async def _gone(request: Any) -> None:
+    """Until the connection ends."""
+    while (await request.receive())["type"] != "http.disconnect":
+        pass
 
 
 def _refused(refusal: Refusal, metrics: Metrics, response_type: Any, body: Any, headers: dict[str, str] | None = None) -> Any:
@@ -128,10 +172,10 @@ def _add_operations(app: FastAPI, models: Models, settings: ServerSettings, metr
         return response_type(metrics.page(), media_type="text/plain; version=0.0.4")
 
     async def load(request: Any) -> Any:
-        return await _load(models, LoadRequest, await request.body(), metrics, response_type)
+        return await _load(models, LoadRequest, request, metrics, response_type)
 
     async def reload(request: Any) -> Any:
-        return await _load(models, ReloadRequest, await request.body(), metrics, response_type)
+        return await _load(models, ReloadRequest, request, metrics, response_type)
 
     load.__annotations__ = reload.__annotations__ = {"request": request_type}
     app.add_api_route("/health", health, methods=["GET"])
@@ -142,11 +186,11 @@ def _add_operations(app: FastAPI, models: Models, settings: ServerSettings, metr
         app.add_api_route("/v1/models/reload", reload, methods=["POST"], include_in_schema=False)
 
 
-async def _load(models: Models, kind: type[LoadRequest] | type[ReloadRequest], data: bytes, metrics: Metrics, response_type: Any) -> Any:
+async def _load(models: Models, kind: type[LoadRequest] | type[ReloadRequest], request: Any, metrics: Metrics, response_type: Any) -> Any:
     """Load beside the running models, then swap: what the old one has is finished by it."""
     try:
         try:
-            wanted = kind.model_validate(parse(data))
+            wanted = kind.model_validate(parse(await _read(request, models.settings.timeout)))
         except ValidationError as error:
             raise Refusal(400, "malformed", in_words(error)) from error
         path = wanted.path if isinstance(wanted, LoadRequest) else models.get(wanted.name).source

@@ -26,21 +26,12 @@ class Gateway:
             raise Refusal(413, "too_many_items", f"{len(pieces)} items in one request; at most {self.settings.max_items} are taken")
         try:
             async with asyncio.timeout(self.settings.timeout):
-                found = await self._score(hosted, pieces)
+                found = await hosted.worker.score(pieces)
         except TimeoutError as error:
             raise Refusal(504, "timeout", f"no reward within {self.settings.timeout:g} seconds", retry_after=1) from error
         for kind, count in Counter(one.kind for one in found if isinstance(one, Problem)).items():
             self.metrics.errors.labels(kind).inc(count)
         return found
-
-    async def _score(self, hosted: Hosted, pieces: Sequence[Piece]) -> list[Scored | Problem]:
-        try:
-            return await hosted.worker.score(pieces)
-        except Refusal as refusal:
-            successor = self.models.first_unless(hosted.name)
-            if refusal.kind != "closing" or successor is hosted:
-                raise
-            return await successor.worker.score(pieces)  # swapped between the choice of the model and this line
 
     async def rewards(self, hosted: Hosted, pieces: Sequence[Piece], errors: Errors = PLAIN) -> list[Scored]:
         """The same for dialects that answer all or nothing. Raises Refusal with the first problem."""

@@ -103,6 +103,8 @@ class PieceEncoder:
         if kept is None:
             cut = " and its response alone does not fit" if self.cuts_prompts else "; shorten it, or start the server with --on-long truncate_prompt"
             return Problem("too_long", f"it has {len(ids)} tokens, the model takes {self.limit}{cut}")
+        if not kept:
+            return Problem("empty", f"nothing is left of it within {piece.limit} tokens")
         steps = self._steps(piece.exchange, len(ids) - len(kept)) if self.scorer.readout.aggregate else None
         if steps == ():
             return Problem("no_steps", "this model rewards the steps of a response, and none was found: send messages, or prompt and response")

@@ -8,6 +8,7 @@ import signal
 import sys
 import time
 from collections.abc import Mapping
+from typing import Any
 
 from palate.errors import ConfigError
 from palate.serving.app import make_app
@@ -54,13 +55,19 @@ def serve(sources: Mapping[str, str], settings: ServerSettings, loading: Loading
         server_header=False,
         proxy_headers=False,  # nothing here reads a client's address
     )
+
+    class Server(uvicorn.Server):
+        async def startup(self, sockets: Any = None) -> None:
+            await super().startup(sockets)
+            if self.started:
+                logger.info("listening on http://%s:%d", settings.host, self.servers[0].sockets[0].getsockname()[1])
+
     signal.signal(signal.SIGTERM, _drained)
-    logger.info("listening on http://%s:%d", settings.host, settings.port)
     try:
-        uvicorn.Server(config).run()
-    except SystemExit as error:  # uvicorn's way to say that it could not start
+        Server(config).run()
+    except SystemExit as error:  # uvicorn's way to say that it could not start; why, it has logged
         models.close()
-        raise ConfigError(f"cannot listen on {settings.host}:{settings.port}; is the port taken? (--port chooses another)") from error
+        raise ConfigError(f"cannot listen on {settings.host}:{settings.port}, for the reason above; --port and --host choose another place") from error
 
 
 def _drained(_number: int, _frame: object) -> None:

@@ -42,3 +42,5 @@ class ServerSettings:
             raise ConfigError("the API key is empty or not ASCII; HTTP headers carry ASCII")
         if self.may_load and not self.model_roots:
             raise ConfigError("models may be loaded only from folders that were named: give --model-root as well")
+        if self.model_roots and not self.may_load:
+            raise ConfigError("--model-root names folders that models may be loaded from while the server runs; give --may-load to allow it")

@@ -43,6 +43,9 @@ WARM_UP_TEXTS = 8  # as many as the engine checks its packing on
 MOST_WAIT = 30  # seconds that a client is told to wait at most
 SPEED_MEMORY = 0.9  # share of the old estimate of tokens a second that a new batch leaves
 
+CLOSING = "closing"
+"""The kind of refusal of a worker that goes down; where the model was swapped, its successor answers."""
+
 FAILED = (RuntimeError, ValueError, TypeError, LookupError, AttributeError, ArithmeticError, MemoryError)
 """What computing a batch may raise (out of memory is a RuntimeError): its requests hear of it, and the thread lives on."""
 
@@ -133,7 +136,7 @@ class Worker:
         ticket = Ticket(pieces, asyncio.get_running_loop().create_future())
         with self._lock:
             if self._closing:
-                raise Refusal(503, "closing", f"{self.name}: the model is going down; ask again", retry_after=1)
+                raise Refusal(503, CLOSING, f"{self.name}: the model is going down; ask again", retry_after=1)
             if self.items + len(pieces) > self.settings.queue_items and self.items:
                 raise self._full()
             self.items += len(pieces)
@@ -142,7 +145,7 @@ class Worker:
         try:
             return await ticket.future
         finally:
-            ticket.withdrawn = True  # timed out: what was not computed yet never is
+            ticket.withdrawn = True  # timed out, or its client left: what was not computed yet never is
 
     def close(self) -> None:
         """Finish what is queued, then end both threads. Blocks; nothing is taken in any more."""
@@ -261,6 +264,9 @@ class Worker:
             for rows, found in self._results([job.encoded for job in jobs]):
                 done.update(rows)
                 self._deliver([(jobs[row], one) for row, one in zip(rows, found, strict=True)])
+                if all(job.ticket.withdrawn for job in jobs):  # answered, or left
+                    self._let_go([job for i, job in enumerate(jobs) if i not in done])
+                    return
         except FAILED as error:
             left = [job for i, job in enumerate(jobs) if i not in done]
             logger.exception("%s: computing %d sequences failed", self.name, len(left))
@@ -269,6 +275,11 @@ class Worker:
                 return
             for job in left:
                 self._compute([job])
+
+    def _let_go(self, jobs: Sequence[Job]) -> None:
+        with self._lock:
+            for job in jobs:
+                self._release(job)
 
     def _results(self, encoded: Sequence[Encoded]) -> Iterator[tuple[list[int], list[Scored | Problem]]]:
         """(places in the batch, their results) row by row."""

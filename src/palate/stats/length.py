@@ -134,8 +134,7 @@ def lowess(x: ArrayLike, y: ArrayLike, *, fraction: float = 0.5, iterations: int
     left = np.where(alone, np.searchsorted(x, x[at], side="left"), left)
     robustness = np.ones(n)
     for turn in range(iterations + 1):
-        windows = [(i, slice(start, end)) for i, start, end in zip(at, left, right, strict=True)]
-        fits = np.array([_local_fit(x[window], y[window], robustness[window], x[i], y[i]) for i, window in windows])
+        fits = _local_fits(x, y, robustness, at, left, right)
         fitted = np.interp(x, x[at], fits)
         if turn < iterations:
             robustness = _bisquare(np.abs(y - fitted))
@@ -283,17 +282,43 @@ def _fit_points(x: np.ndarray, delta: float) -> np.ndarray:
     return np.array(points)
 
 
-def _local_fit(x: np.ndarray, y: np.ndarray, robustness: np.ndarray, at: float, own: float) -> float:
-    """The weighted line through a window, read at `at`; `own` (the point's own y) where fewer than two points weigh anything."""
+def _local_fits(x: np.ndarray, y: np.ndarray, robustness: np.ndarray, at: np.ndarray, left: np.ndarray, right: np.ndarray) -> list[float]:
+    """`_local_fit` at each of `at`, over its window; a point's own y where fewer than two rows of that weigh anything.
+
+    Rows of one x weigh alike but for their robustness, so their sums stand for them where many share an x, as responses share a length.
+    """
+    load = robustness * y
+    new = np.flatnonzero(np.r_[True, x[1:] != x[:-1]])  # where each value of x begins
+    inside = zip(np.searchsorted(new, left, side="right"), np.searchsorted(new, right), strict=True)
+    fits = []
+    for i, start, end, (first, last) in zip(at, left, right, inside, strict=True):
+        window, fit = slice(start, end), None
+        if 2 * (last - first) < end - start:
+            begin = np.r_[start, new[first:last]]
+            mass, loads = (np.add.reduceat(column[window], begin - start) for column in (robustness, load))
+            fit = _local_fit(x[begin], mass, loads, x[i])
+        if fit is None:  # too few share an x, or one x weighs alone: with one row or with several?
+            fit = _local_fit(x[window], robustness[window], load[window], x[i])
+        fits.append(float(y[i]) if fit is None else fit)
+    return fits
+
+
+def _local_fit(x: np.ndarray, mass: np.ndarray, load: np.ndarray, at: float) -> float | None:
+    """The weighted line through a window, read at `at`; `mass` is the robustness of each row, `load` that times y. None where fewer than two rows weigh."""
     distance = np.abs(x - at)
     radius = distance.max()
-    weights = robustness * (1 - (distance / radius) ** 3) ** 3 if radius > 0 else robustness
+    near = _cube(1 - _cube(distance / radius)) if radius > 0 else np.ones(len(x))
+    weights = near * mass
     if np.count_nonzero(weights > 1e-12) < 2:
-        return own
-    weights = weights / weights.sum()
-    centre = weights @ x
-    spread = max(weights @ (x - centre) ** 2, 1e-12)
-    return float(weights @ y + (at - centre) * (weights @ ((x - centre) * y)) / spread)
+        return None
+    total = weights.sum()
+    centre = weights @ x / total
+    spread = max(weights @ (x - centre) ** 2 / total, 1e-12)
+    return float((near @ load + (at - centre) * (near @ ((x - centre) * load)) / spread) / total)
+
+
+def _cube(values: np.ndarray) -> np.ndarray:
+    return values * values * values  # `**` takes four times as long
 
 
 def _bisquare(residuals: np.ndarray) -> np.ndarray:

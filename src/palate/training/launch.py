@@ -48,6 +48,12 @@ def _interrupt_workers(launcher: int) -> bool:
     return bool(workers)
 
 
+def newest_checkpoint(directory: Path) -> Path | None:
+    """The last whole checkpoint of a run, or of the member of it (`model.members`) that wrote last."""
+    whole = [found for run in (directory, *directory.glob("member-*")) if (found := last_complete(run))]
+    return max(whole, key=lambda found: found.stat().st_mtime, default=None)
+
+
 def start(launch: LaunchSettings, arguments: Sequence[str], directory: str | Path) -> None:
     """Run `palate train` with these arguments in `nproc` processes on this machine, and wait for them.
 
@@ -71,7 +77,7 @@ def start(launch: LaunchSettings, arguments: Sequence[str], directory: str | Pat
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
-    found = last_complete(directory)
+    found = newest_checkpoint(Path(directory))
     left = f"the last checkpoint is {found}; go on with --resume" if found else "there is no checkpoint yet"
     if received and not (Path(directory) / FINISHED).is_file():
         raise Interrupted(f"stopped; {left}")

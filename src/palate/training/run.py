@@ -132,9 +132,9 @@ def train(settings: RunSettings, *, resume: bool = False, say: Say = print) -> F
     trainer = build_trainer(settings, data, [stop])
     trainer.remove_callback(ProgressCallback)
     trainer.add_callback(TrainingBar)
-    say(f"packing: {trainer.engine.packing}" + (f" ({trainer.engine.reason})" if trainer.engine.reason else ""))
     if shared := shared_prompts(data):
         say(f"Note: {shared} prompts stand in training and evaluation data alike")
+    trainer.accelerator.wait_for_everyone()  # a rank that comes later must not find this run's settings and take them for another's
     if trainer.is_world_process_zero():
         write_text(directory / SETTINGS_NAME, yaml.safe_dump(settings.model_dump(mode="json"), sort_keys=False))
     try:

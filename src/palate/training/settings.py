@@ -278,6 +278,9 @@ def parse_flags(flags: Sequence[str]) -> list[tuple[str, Any]]:
     return pairs
 
 
+SECTION_STARTS = {"model": "model.name_or_path", "data": "data.train", "training": "training.output_dir"}
+"""The option that begins a section which is not there."""
+
 SHORT_FOR = {"margins": "source", "text": "variant"}
 """What a word alone stands for in a section (elsewhere: a path)."""
 
@@ -323,7 +326,7 @@ def _explain(problem: Any, values: Mapping[str, Any], where: Where) -> str:
         meant = f"did you mean `{'.'.join([*location[:-1], near[0]])}`?" if near else f"known keys: {', '.join(names)}"
         return f"{where.find(key)}: unknown key `{key}`; {meant}"
     if problem["type"] == "missing":
-        return f"{where.find('.'.join(location[:-1]))}: `{key}` is missing; set it in the file or with --{key}"
+        return f"{where.find('.'.join(location[:-1]))}: `{key}` is missing; set it in the file or with --{SECTION_STARTS.get(key, key)}"
     if problem["type"] in SENTENCES:
         place = f"{key}.type" if problem["type"] == "union_tag_invalid" else key
         return f"{where.find(place)}: `{key}`: {message(problem)}"

@@ -289,17 +289,26 @@ class Credit(NamedTuple):
     missing: bool  # a score or a verdict
 
 
-def credit_of(record: Record, i: int) -> Credit:
-    """What one item is worth: 1 where score_chosen exceeds score_rejected, else 0; of verdicts in both orders their mean, a tie being half of one.
+def has_verdicts(record: Record) -> bool:
+    return not {"judgments", "decisions", "winner_order12"}.isdisjoint(record)
 
-    What is missing is wrong.
+
+def credit_of(record: Record, i: int) -> Credit:
+    """What one item is worth: 1 where score_chosen exceeds score_rejected, else 0; of verdicts in both orders their mean.
+
+    A missing score is wrong. A tie and a missing verdict are half, as reward-bench counts both (scripts/run_generative.py).
     """
-    if not {"judgments", "decisions", "winner_order12"} & record.keys():
+    if not has_verdicts(record):
         pair = pair_of(record, i)
         return Credit(beats(*pair), None in pair)
     row = _read_order(record, i, None)
     verdicts = (row.first, row.second)
-    return Credit(sum(_worth(verdict, row.label) for verdict in verdicts) / 2, None in verdicts)
+    return Credit(sum(_worth(verdict or "tie", row.label) for verdict in verdicts) / 2, None in verdicts)
+
+
+def missing_as(records: Sequence[Record]) -> str:
+    """What becomes of items without a score or a verdict."""
+    return "count as half right in each order without a verdict" if any(map(has_verdicts, records)) else "count as wrong"
 
 
 def _worth(verdict: Winner, label: Winner) -> float:

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from palate.errors import DataError
-from palate.evaluation.protocols.orders import by_score, credit_of, winner
+from palate.evaluation.protocols.orders import by_score, credit_of, missing_as, winner
 from palate.evaluation.protocols.records import Record, Report, beats, by_subset, field_of, missing_subsets, number, pair_of, place_of, prompts_of, scores_of
 from palate.stats.agreement import three_class
 from palate.stats.bradley_terry import fit_bradley_terry
@@ -98,7 +98,7 @@ HHH_SUBSETS = ("harmless", "helpful", "honest", "other")
 def hhh(records: Sequence[Record], *, partial: bool = False, confidence: float = 0.95) -> Report:
     """Records {subset, score_chosen, score_rejected}, or {subset, label, verdicts of both orders} of a judge: by subset, over all pairs, mean of subsets.
 
-    Source: Askell et al. 2021 (arXiv 2112.00861).
+    Verdicts count as in reward-bench, which has HHH among its prior sets. Source: Askell et al. 2021 (arXiv 2112.00861).
     """
     return _by_subset(records, HHH_SUBSETS, "HHH", partial, confidence)
 
@@ -115,6 +115,7 @@ def _by_subset(records: Sequence[Record], subsets: Sequence[str], name: str, par
         {"accuracy": proportion(right, prompts, confidence=confidence), "mean of subsets": weighted(list(parts.values()), confidence=confidence), **parts},
         unscored,
         notes,
+        unscored_as=missing_as(records),
     )
 
 

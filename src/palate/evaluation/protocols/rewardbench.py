@@ -13,7 +13,7 @@ from typing import NamedTuple
 import numpy as np
 
 from palate.errors import DataError
-from palate.evaluation.protocols.orders import credit_of
+from palate.evaluation.protocols.orders import credit_of, missing_as
 from palate.evaluation.protocols.records import Record, Report, by_subset, field_of, missing_subsets, place_of, prompts_of, scores_of
 from palate.stats.bootstrap import bootstrap_statistic
 from palate.stats.composite import Estimate, proportion, weighted
@@ -66,8 +66,8 @@ def rewardbench_sections(subsets: Mapping[str, Estimate | float], *, confidence:
 def rewardbench(records: Sequence[Record], *, partial: bool = False, confidence: float = 0.95) -> Report:
     """Records {subset, score_chosen, score_rejected}, a tie of scores being wrong; or {subset, label, verdicts of both orders} of a judge.
 
-    Of verdicts the mean of both orders counts, a tied one half: what reward-bench's one order, drawn at random, comes to on average (there a verdict that
-    could not be read is half as well, here it is wrong).
+    Of verdicts the mean of both orders counts, one that is a tie or could not be read being half: what reward-bench's one order, drawn at random, comes to
+    on average.
     """
     subsets, unscored, prompts = {}, 0, prompts_of(records)
     for name, members in by_subset(records, "subset").items():
@@ -81,7 +81,9 @@ def rewardbench(records: Sequence[Record], *, partial: bool = False, confidence:
     notes = missing_subsets([name for name in subsets if name not in extra], _SECTION_SUBSETS, "RewardBench", partial or all(name in extra for name in subsets))
     if any(name in PRIOR_SETS for name in subsets) and (missing := [name for name in PRIOR_SETS if name not in subsets]):
         notes = (*notes, f"Prior Sets without {', '.join(missing)}")
-    return Report("overall", {**rewardbench_sections(subsets, confidence=confidence), **dict(sorted(subsets.items()))}, unscored, notes)
+    return Report(
+        "overall", {**rewardbench_sections(subsets, confidence=confidence), **dict(sorted(subsets.items()))}, unscored, notes, unscored_as=missing_as(records)
+    )
 
 
 # --- RewardBench 2 (arXiv 2506.01937) --------------------------------------------------------------------------------------------------------

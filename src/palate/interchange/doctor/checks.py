@@ -17,6 +17,8 @@ from palate.models.checkpoints import RewardContract, read_contract
 from palate.models.reward_model import load_tokenizer
 from palate.scoring.local import exchange_from_json
 
+OWN_PAD = "`palate import` gives a model a pad token of its own"
+
 
 class Check(NamedTuple):
     name: str
@@ -52,11 +54,16 @@ class Folder:
         return str(self.config.get("model_type"))
 
     @property
+    def merging(self) -> str:
+        """What makes a full checkpoint of an adapter."""
+        return "`palate merge` makes a full checkpoint" if self.contract else "`palate import` makes a full checkpoint with a contract"
+
+    @property
     def labels(self) -> list[str]:
-        """The config's; an adapter has none, and its base is loaded with as many as the contract names."""
+        """The config's, of which transformers leaves its own two out; an adapter has none, and its base is loaded with as many as the contract names."""
         if self.is_adapter:
             return list(self.outputs)
-        found = self.config.get("id2label") or {}
+        found = self.config.get("id2label") or {"0": "LABEL_0", "1": "LABEL_1"}
         return [str(found[key]) for key in sorted(found, key=int)]
 
     @cached_property
@@ -101,8 +108,8 @@ class Folder:
         put = self.tokenizer("a")["input_ids"][:1] == [self.tokenizer.bos_token_id]
         return "bos_token" in template or self.tokenizer.bos_token in template, put
 
-    def same_ids(self, trainer: str) -> Check:
-        """Whether a stack that encodes chats itself, by its own conventions, makes the ids that the golden examples record."""
+    def same_ids(self, trainer: str, remedy: str) -> Check:
+        """Whether a stack that encodes chats itself, by its own conventions, makes the ids that the golden examples record; else `remedy` says what does."""
         if self.contract is None or self.tokenizer is None or not self.contract.golden:
             return Check("ids", True, "no golden examples, so it cannot be compared what it makes of a chat")
         chats = [golden for golden in self.contract.golden if golden.exchange["response"] and isinstance(golden.exchange["response"], list)]
@@ -118,9 +125,19 @@ class Folder:
                     "ids",
                     False,
                     f"makes {len(made or [])} tokens of a golden chat that has {len(golden.ids)}: {ends((made or [])[:2])} ... {ends((made or [])[-2:])} where "
-                    f"the contract has {ends(golden.ids[:2])} ... {ends(golden.ids[-2:])}; its rewards are others",
+                    f"the contract has {ends(golden.ids[:2])} ... {ends(golden.ids[-2:])}; its rewards are others. {remedy}",
                 )
         return Check("ids", True, f"makes the same ids of {len(chats)} golden chats")
+
+    def same_bare_text(self, remedy: str) -> Check | None:
+        """Whether plain prompts and responses, joined bare and without special tokens, are the golden ids; None where those are of chats."""
+        golden = self.contract.golden if self.contract else []
+        plain = [(one.exchange["prompt"] + one.exchange["response"], one.ids) for one in golden if isinstance(one.exchange["response"], str)]
+        if self.tokenizer is None or not plain:
+            return None
+        same = sum(self.tokenizer(text, add_special_tokens=False)["input_ids"] == ids for text, ids in plain)
+        found = f"{same} of {len(plain)} golden texts become the golden ids where prompt and completion are joined bare, without special tokens"
+        return Check("ids", same == len(plain), found + ("" if same == len(plain) else f". {remedy}"))
 
     def same_text(self) -> Check:
         """Whether the golden texts, with the special tokens that the tokenizer adds of itself, are the golden ids."""
@@ -140,10 +157,10 @@ def pad_check(folder: Folder, why: str) -> Check:
     tokenizer = folder.tokenizer
     pad, eos = (tokenizer.pad_token_id, tokenizer.eos_token_id) if tokenizer is not None else (None, None)
     passed = pad is not None and pad != eos
-    return Check("pad token", passed, f"pad id {pad}, EOS id {eos}" + ("" if passed else f"; {why}. `palate import` gives a model a pad token of its own"))
+    return Check("pad token", passed, f"pad id {pad}, EOS id {eos}" + ("" if passed else f"; {why}. {OWN_PAD}"))
 
 
 def one_label(folder: Folder, why: str) -> Check:
     passed = len(folder.labels) == 1
-    advice = f"labels: {', '.join(folder.labels) or 'none'}; {why}"
+    advice = f"labels: {', '.join(folder.labels)}; {why}"
     return Check("one label", passed, advice if passed else advice + ". `palate export --format hf --fold` writes one reward")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from palate.errors import PalateError
-from palate.interchange.doctor.checks import Check, Folder
+from palate.interchange.doctor.checks import OWN_PAD, Check, Folder
 from palate.interchange.layouts import ADAPTER_WEIGHTS, head_tensors
 from palate.interchange.weights import find_weights, read_json
 from palate.models.checkpoints import CONTRACT_NAME, package_versions, read_contract
@@ -18,7 +18,7 @@ def own_checks(folder: Folder) -> Iterator[Check]:
     if folder.is_adapter:
         yield from _adapter_checks(folder)
     elif not (folder.path / "config.json").is_file():
-        yield Check("config.json", False, f"{folder.path} has no config.json; give the folder of a full checkpoint")
+        yield Check("config.json", False, f"{folder.path} has no config.json; give the folder of a checkpoint or of an adapter")
         return
     else:
         yield from _config_checks(folder)
@@ -32,9 +32,8 @@ def _config_checks(folder: Folder) -> Iterator[Check]:
     advice = "consumers look for *ForSequenceClassification" + ("" if named else "; `palate import` makes one of another stack's model")
     yield Check("architecture", named, f"{folder.architecture}; {advice}")
     if len(outputs) == 1:
-        yield Check(
-            "one label", len(labels) == 1, f"labels: {', '.join(labels) or 'none'}; without exactly one, AutoModel builds a head of 2, and vLLM a softmax"
-        )
+        more = "" if len(labels) == 1 else " (two where config.json names none): AutoModel builds a head of as many, vLLM a softmax. `palate import` writes one"
+        yield Check("one label", len(labels) == 1, f"labels: {', '.join(labels)}{more}")
     else:
         yield Check(
             "labels",
@@ -44,46 +43,64 @@ def _config_checks(folder: Folder) -> Iterator[Check]:
     yield Check(
         "raw scores",
         config.get("problem_type") == "regression",
-        f"problem_type is {config.get('problem_type')!r}; `regression` keeps pipelines and vLLM from a sigmoid",
+        f"problem_type is {config.get('problem_type')!r}; 'regression' keeps pipelines and vLLM from a sigmoid, and `palate import` writes it",
     )
     activation = (config.get("sentence_transformers") or {}).get("activation_fn")
     yield Check(
-        "sentence-transformers activation", activation == "torch.nn.modules.linear.Identity", f"activation_fn is {activation}; Identity keeps CrossEncoder raw"
+        "sentence-transformers activation",
+        activation == "torch.nn.modules.linear.Identity",
+        f"activation_fn is {activation}; Identity keeps CrossEncoder raw, and `palate import` writes it",
     )
 
 
 def _adapter_checks(folder: Folder) -> Iterator[Check]:
     """An adapter: its head must be among what it saved, or every load starts from a random one."""
     config = read_json(folder.path / "adapter_config.json")
-    yield Check("adapter", True, f"{config.get('peft_type')} on {config.get('base_model_name_or_path')}; `palate merge` makes it a full checkpoint")
+    yield Check("adapter", True, f"{config.get('peft_type')} on {config.get('base_model_name_or_path')}; {folder.merging}")
     weights = find_weights(folder.path, ADAPTER_WEIGHTS)
     names = weights.names() if weights else []
     heads = head_tensors(names)
-    yield Check("head", bool(heads), f"{len(names)} tensors, head: {', '.join(heads) or 'none'}; without it the reward is read by random weights")
-    yield Check("tokenizer", (folder.path / "tokenizer.json").is_file(), "tokenizer.json of the trained model, with its chat template")
+    lost = "; the reward would be read by random weights. Train it with task_type SEQ_CLS, or with the head among modules_to_save"
+    yield Check("head", bool(heads), f"{len(names)} tensors, head: {', '.join(heads)}" if heads else f"none among {len(names)} tensors{lost}")
+    yield _fast_tokenizer(folder)
 
 
 def _tokenizer_checks(folder: Folder) -> Iterator[Check]:
-    yield Check("fast tokenizer", (folder.path / "tokenizer.json").is_file(), "tokenizer.json is read by TEI and by fast tokenizers")
+    yield _fast_tokenizer(folder)
     if folder.tokenizer is None:
-        yield Check("tokenizer", False, f"{folder.path}: no tokenizer could be loaded")
+        yield Check(
+            "tokenizer", False, f"{folder.path}: no tokenizer could be loaded; put that of the trained model there, or `palate import --tokenizer` does"
+        )
         return
-    pad = folder.tokenizer.pad_token_id
-    yield Check("pad token", pad is not None, "without a pad token batches of several rows fail")
+    pad, eos = folder.tokenizer.pad_token_id, folder.tokenizer.eos_token_id
+    yield Check("pad token", pad is not None, f"pad id {pad}" if pad is not None else f"none, so batches of several rows fail. {OWN_PAD}")
+    same = pad is not None and pad == eos
+    yield Check("pad is not EOS", not same, f"pad id {pad}, EOS id {eos}" + (f": transformers pools the token before EOS. {OWN_PAD}" if same else ""))
+    text = folder.config.get("text_config") or {}
+    recorded, rows = folder.config.get("pad_token_id", text.get("pad_token_id")), folder.config.get("vocab_size", text.get("vocab_size"))
+    within = recorded is None or rows is None or recorded < rows
     yield Check(
-        "pad is not EOS",
-        pad is None or pad != folder.tokenizer.eos_token_id,
-        f"pad id {pad}, EOS id {folder.tokenizer.eos_token_id}; if equal, transformers pools the token before EOS",
+        "pad id agrees",
+        recorded == pad and within,
+        f"config says {recorded}, tokenizer {pad}"
+        + ("" if within else f", but the embedding has {rows} rows: transformers does not load it")
+        + ("" if recorded == pad and within else ". `palate import` makes them agree"),
     )
-    recorded = folder.config.get("pad_token_id", (folder.config.get("text_config") or {}).get("pad_token_id"))
-    yield Check("pad id agrees", recorded == pad, f"config says {recorded}, tokenizer {pad}")
+
+
+def _fast_tokenizer(folder: Folder) -> Check:
+    there = (folder.path / "tokenizer.json").is_file()
+    return Check(
+        "fast tokenizer", there, "tokenizer.json" + ("" if there else " is not there, which TEI reads alone; `palate import` writes it, where there can be one")
+    )
 
 
 def _contract_checks(folder: Folder) -> Iterator[Check]:
     try:
         contract = read_contract(folder.path)
     except PalateError as error:
-        yield Check(CONTRACT_NAME, False, str(error))
+        absent = not (folder.path / CONTRACT_NAME).is_file()
+        yield Check(CONTRACT_NAME, False, str(error) + ("; `palate import` writes one" if absent else ""))
         return
     yield Check(CONTRACT_NAME, True, f"pooling {contract.pooling}, max_length {contract.max_length}, {contract.length_policy}")
     mine = package_versions()

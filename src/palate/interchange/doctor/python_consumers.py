@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from palate.interchange.doctor.checks import Check, Folder, one_label, pad_check
+from palate.interchange.weights import read_json
 
 IDENTITY = "torch.nn.modules.linear.Identity"
 
@@ -12,8 +13,10 @@ REWARDBENCH_LENGTH = 512  # default of its --max_length
 
 
 def loads_as_classifier(folder: Folder) -> Check:
+    if folder.is_adapter and read_json(folder.path / "adapter_config.json").get("use_dora"):
+        return Check("loads", False, f"an adapter of DoRA, of which from_pretrained gives other rewards (peft 0.21); {folder.merging}")
     if folder.is_adapter:
-        return Check("loads", True, f"an adapter: from_pretrained needs num_labels={len(folder.outputs)} and the base; `palate merge` makes a full checkpoint")
+        return Check("loads", True, f"an adapter: from_pretrained needs num_labels={len(folder.outputs)} and the base; {folder.merging}")
     named = folder.architecture.endswith("ForSequenceClassification") and folder.is_classifier
     advice = folder.architecture if named else f"{folder.architecture}; a *ForSequenceClassification with safetensors is needed. `palate import` makes one"
     return Check("loads", named, advice)
@@ -33,13 +36,14 @@ def transformers_checks(folder: Folder) -> Iterator[Check]:
     yield loads_as_classifier(folder)
     if folder.is_adapter:
         return
-    yield Check(
-        "labels", folder.labels == list(folder.outputs), f"id2label names {folder.labels or 'nothing'}; without it AutoModel builds a head of 2 and fails"
-    )
+    same = folder.labels == list(folder.outputs) or len(folder.labels) == len(folder.outputs) == 1
+    why = "" if same else f" in config.json (two where it names none) for {', '.join(folder.outputs)}; AutoModel builds a head of as many, and fails"
+    yield Check("labels", same, ", ".join(folder.labels) + why)
     yield Check(
         "raw scores",
         folder.config.get("problem_type") == "regression",
-        f"problem_type is {folder.config.get('problem_type')!r}; without 'regression', pipeline('text-classification') gives a sigmoid of the reward",
+        f"problem_type is {folder.config.get('problem_type')!r}; without 'regression', pipeline('text-classification') gives a sigmoid "
+        "unless it is called with function_to_apply='none'",
     )
     yield pad_check(folder, "it reads the right-most token that is not padding: with pad == EOS the one before EOS, without a pad token no batch at all")
     yield bias_check(folder)
@@ -54,7 +58,7 @@ def double_bos(folder: Folder, who: str) -> Check:
         True,
         f"{who} would add BOS to rendered text that has it; give messages, add_special_tokens=False, or the golden form without BOS"
         if both
-        else "not at hand: not both the template and the tokenizer put BOS",
+        else "cannot occur: not both the template and the tokenizer put BOS",
     )
 
 
@@ -62,8 +66,9 @@ def sentence_transformers_checks(folder: Folder) -> Iterator[Check]:
     """CrossEncoder.predict([messages]) renders the folder's template, as TRL does; with a template there, a text becomes a message too."""
     yield loads_as_classifier(folder)
     activation = (folder.config.get("sentence_transformers") or {}).get("activation_fn")
-    yield Check("activation", activation == IDENTITY, f"activation_fn is {activation}; without Identity, CrossEncoder gives a sigmoid of one label")
-    yield folder.same_ids("trl")
+    if not folder.is_adapter:
+        yield Check("activation", activation == IDENTITY, f"activation_fn is {activation}; without Identity, CrossEncoder gives a sigmoid of one label")
+    yield folder.same_ids("trl", "Score with load_scorer, or with `palate serve`")
     yield bias_check(folder)
 
 
@@ -76,7 +81,8 @@ def trl_checks(folder: Folder) -> Iterator[Check]:
     yield Check(
         "chat template", template, "chats are rendered by the reward model's own template" + ("" if template else ": there is none, so give plain text")
     )
-    yield folder.same_ids("trl")
+    remedy = "Give reward_funcs trl_reward(folder) of palate.serving.adapters"
+    yield folder.same_bare_text(remedy) or folder.same_ids("trl", remedy)
     yield Check("bias", True, "is left out, which no advantage notices" if folder.has_bias else "the head has none")
 
 
@@ -92,7 +98,8 @@ def rewardbench_checks(folder: Folder) -> Iterator[Check]:
     yield Check(
         "length",
         True,
-        f"--max_length is {REWARDBENCH_LENGTH} by default and cuts; this model was trained with {longest}: pass --max_length {longest or 'its own'}",
+        f"--max_length is {REWARDBENCH_LENGTH} by default and cuts; "
+        + (f"pass --max_length {longest}, as in training" if longest else "nothing says what this model took in training: pass what holds your longest text"),
     )
     yield Check("device", True, "its rewards need a CUDA device")
 

@@ -65,7 +65,7 @@ def vllm_activation(config: Mapping[str, Any]) -> str:
 
 def vllm_checks(folder: Folder) -> Iterator[Check]:
     if folder.is_adapter:
-        yield Check("loads", False, "an adapter of a classifier is not served; `palate merge` makes a full checkpoint")
+        yield Check("loads", False, "an adapter of a classifier is not served; " + folder.merging)
         return
     task = vllm_task(folder.architecture)
     yield Check(
@@ -89,7 +89,12 @@ def vllm_checks(folder: Folder) -> Iterator[Check]:
 
 def _vllm_ids(folder: Folder) -> Check:
     """Of its two ways in, which give the ids that the contract records: "messages" add no special tokens, "input" adds the tokenizer's own."""
-    chat, text = folder.same_ids("classifier"), folder.same_text()
+    remedy = 'Send token ids as "input", or use `palate serve`'
+    chat, text = folder.same_ids("trl", remedy), folder.same_text()
+    if folder.contract is None or not folder.contract.golden:
+        return chat
+    if folder.tokenizer is None or not folder.tokenizer.chat_template:  # "messages" cannot be sent
+        return text._replace(name="ids", advice=f'send the golden form as "input": {text.advice}' if text.passed else f"{text.advice}. {remedy}")
     if chat.passed and text.passed:
         return Check("ids", True, 'send "messages", or the golden form as "input"')
     if chat.passed or text.passed:
@@ -99,10 +104,14 @@ def _vllm_ids(folder: Folder) -> Check:
 
 def sglang_checks(folder: Folder) -> Iterator[Check]:
     if folder.is_adapter:
-        yield Check("loads", False, "an adapter of a classifier is not served; `palate merge` makes a full checkpoint")
+        yield Check("loads", False, "an adapter of a classifier is not served; " + folder.merging)
         return
     own = folder.architecture in SGLANG_CLASSES
-    yield Check("class", own, f"{folder.architecture}; classes of its own: {', '.join(sorted(SGLANG_CLASSES))}. Others go through transformers, unproven")
+    yield Check(
+        "class",
+        own,
+        f"{folder.architecture}; classes of its own: {', '.join(sorted(SGLANG_CLASSES))}. Others go through transformers, unproven: `palate serve` takes them",
+    )
     if folder.architecture in SGLANG_BIASED:
         bound = 1 / math.sqrt(folder.hidden_size or 1)
         yield Check(
@@ -119,7 +128,7 @@ def sglang_checks(folder: Folder) -> Iterator[Check]:
 
 def tei_checks(folder: Folder) -> Iterator[Check]:
     if folder.is_adapter:
-        yield Check("loads", False, "adapters are not served; `palate merge` makes a full checkpoint")
+        yield Check("loads", False, "adapters are not served; " + folder.merging)
         return
     yield Check("architecture", folder.architecture.endswith("Classification"), f"{folder.architecture}; it looks for a name that ends with Classification")
     yield Check(
@@ -128,7 +137,7 @@ def tei_checks(folder: Folder) -> Iterator[Check]:
         f"model_type {folder.model_type}; its Rust backend classifies {', '.join(sorted(TEI_TYPES))}; serve decoders with `palate serve`, vLLM or SGLang",
     )
     both = bool(folder.config.get("id2label")) and bool(folder.config.get("label2id"))
-    yield Check("label maps", both, "id2label and label2id must both be in config.json" + ("" if both else ": one is missing"))
+    yield Check("label maps", both, "id2label and label2id must both be in config.json" + ("" if both else ", and are not"))
     yield Check("fast tokenizer", (folder.path / "tokenizer.json").is_file(), "it reads tokenizer.json alone")
     yield one_label(folder, "one label makes it a reranker, for /rerank and /predict; several are classes")
     yield Check("raw scores", True, 'sigmoid unless the request says "raw_scores": true')
@@ -149,7 +158,11 @@ def verl_checks(folder: Folder) -> Iterator[Check]:
         "BOS",
         not lost,
         "it takes BOS off the text and counts on the server's tokenizer to put it"
-        + (", which this tokenizer does not: the model would see none" if lost else ", which holds here"),
+        + (", which this tokenizer does not: the model would see none. Use verl_score of palate.serving.adapters" if lost else ", which holds here"),
     )
     yield pad_check(folder, "its workers pad by the tokenizer")
-    yield Check("critic", True, "`palate export --format token-classification` for its critic and FSDP reward worker")
+    encoder = any(name.startswith("classifier.") for name in folder.tensors)
+    critic = (
+        "its critic and FSDP reward worker need a decoder" if encoder else "`palate export --format token-classification` for its critic and FSDP reward worker"
+    )
+    yield Check("critic", True, critic)

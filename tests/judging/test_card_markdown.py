@@ -12,8 +12,8 @@ from tests.judging.stubs import Counted, Told, responses
 
 from palate.judging.build import Built, build, build_listed, build_rated
 from palate.judging.caller import Caller
+from palate.judging.card_markdown import card_markdown, metadata
 from palate.judging.combining import BothOrders
-from palate.judging.dataset_card import dataset_card, metadata
 from palate.judging.judge import ChatJudge, Instructions
 from palate.judging.list_judge import ListJudge
 from palate.judging.prompts import PairPrompt
@@ -60,7 +60,7 @@ def facts(body: str) -> dict[str, str]:
 def test_every_style_has_a_card_with_its_figures(style: str) -> None:
     built = built_by(style)
     card = built.card
-    front, body = parts(dataset_card(card, name="prefs", file="prefs.jsonl"))
+    front, body = parts(card_markdown(card, name="prefs", file="prefs.jsonl"))
     assert front["size_categories"] == ["n<1K"] and front["configs"][0]["data_files"] == [{"split": "train", "path": "prefs.jsonl"}]
     assert front["tags"][0] == "preference" and front["pretty_name"] == "prefs" and "license" not in front
     told = facts(body)
@@ -91,14 +91,14 @@ def test_what_a_run_adds_is_told() -> None:
         "canaries": watched.figures(),
         "left_out_before": {"empty response": 3, "repeated response": 1},
     }
-    _, body = parts(dataset_card({**built.card, **more, "provenance": provenance}, name="prefs", file="prefs.jsonl"))
+    _, body = parts(card_markdown({**built.card, **more, "provenance": provenance}, name="prefs", file="prefs.jsonl"))
     told = facts(body)
     assert "1,234 calls" in body and f"{0.5 / len(built.rows):.4g} a kept pair" in body and "3 empty response, 1 repeated response." in body
     assert told["a response against itself, not called a tie"].startswith("100.0 % (") and "16 canaries" in body
     assert told["judge"] == r"a\|b \# c" and told["criteria"] == r"Short \| and \[plain\]." and r"strength of o\|p, in logits" in told
     assert "\n# c" not in body and all(len({len(row) for row in table}) == 1 for table in tables(body))
     unknown = {**built.card, "calls": calls | {"cost": None}, "cost_per_row": None}
-    assert "What they cost is not known." in dataset_card(unknown, name="prefs", file="prefs.jsonl")
+    assert "What they cost is not known." in card_markdown(unknown, name="prefs", file="prefs.jsonl")
 
 
 @pytest.mark.parametrize(("rows", "size"), [(999, "n<1K"), (1000, "1K<n<10K"), (99_999, "10K<n<100K"), (10**6, "1M<n<10M"), (10**8, "100M<n<1B")])

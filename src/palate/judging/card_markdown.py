@@ -1,4 +1,4 @@
-"""The card of a built data set as Markdown with the metadata that the Hub reads; a fact that the data card does not hold has no line."""
+"""The card of a built data set as Markdown with the metadata that the Hub reads; what is not among its figures has no line."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ CANARIES = {
 _SPECIAL = re.compile(r"([\\`*_\[\]|#<>])")
 
 
-def dataset_card(card: Mapping[str, Any], *, name: str, file: str) -> str:
+def card_markdown(card: Mapping[str, Any], *, name: str, file: str) -> str:
     """The card's text. `card`: what `build` gives, with `calls`, `cost_per_row`, `canaries` and `left_out_before` where they are known; `file`: its rows."""
     style, provenance = card.get("style", "pairwise"), card["provenance"]
     most = max((one["count"] for one in card["margin_histogram"]), default=1)

@@ -1,4 +1,4 @@
-"""The card of a built data set: what was judged, what became of it, how large the margins are, and where the judge leans."""
+"""The figures of a built data set, for its card: what was judged, what became of it, how large the margins are, and where the judge leans."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ class CardInput(NamedTuple):
     figures: Mapping[str, Any]  # of the judging, by its style
 
 
-def data_card(made: CardInput, settings: BuildSettings, provenance: Mapping[str, Any]) -> dict[str, Any]:
+def card_figures(made: CardInput, settings: BuildSettings, provenance: Mapping[str, Any]) -> dict[str, Any]:
     """Figures of rows and judgments: judged_pairs = rows - inferred_rows + everything in left_out."""
     rows = made.rows
     margins = np.array([row["margin"] for row in rows])
