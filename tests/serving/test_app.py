@@ -20,6 +20,7 @@ from tests.serving.conftest import Serve, tiny_scorer
 from palate.errors import ConfigError, ModelError
 from palate.models.checkpoints import RewardStatistics
 from palate.scoring.local import LocalScorer
+from palate.serving import app as app_module
 from palate.serving.app import make_app
 from palate.serving.hosting import Loading, Models
 from palate.serving.metrics import Metrics
@@ -172,6 +173,7 @@ def test_a_client_that_leaves_takes_its_work_along(serve: Serve, monkeypatch: py
         await queued(0)
 
     monkeypatch.setattr(scorer, "read_ids", held)
+    monkeypatch.setattr(app_module, "WATCHED_AFTER", 0.0)
     asyncio.run(asyncio.wait_for(play(), 60))
     assert batches == [2]
     page = served.client.get("/metrics").text

@@ -34,6 +34,10 @@ DIALECTS = (native, vllm, sglang, openrlhf, tei, llamafactory, slime, nim)
 GONE = (499, "client_gone", "the client went away before its answer")
 """Nobody reads it, but the counts of requests and errors do. Source of the status: nginx."""
 
+WATCHED_AFTER = 2.0
+"""Seconds after which a request that has no answer yet is watched for the end of its connection. Watching each from its start took 5 % of the throughput of
+small decoders (64 clients, a second a request)."""
+
 
 def routes_by_path() -> dict[str, list[Route]]:
     """Every path with the dialects on it; which of them a body speaks, its keys say."""
@@ -118,18 +122,34 @@ async def _answer(gateway: Gateway, route: Route, body: dict[str, Any]) -> Reply
 
 
 async def _while_connected(request: Any, answer: Coroutine[Any, Any, Reply]) -> Reply:
-    """The answer, which is worked on only as long as its client is there."""
-    working, gone = asyncio.create_task(answer), asyncio.create_task(_gone(request))
+    """The answer, which is worked on only as long as its client is there; a quick one is not watched, since each watch costs turns of the event loop."""
+    task = asyncio.current_task()
+    assert task is not None
+    watch: asyncio.Task[None] | None = None
+    answered = False
+
+    def left(ended: asyncio.Task[None]) -> None:
+        if not ended.cancelled() and not answered:
+            task.cancel()
+
+    def begin() -> None:
+        nonlocal watch
+        watch = asyncio.create_task(_gone(request))
+        watch.add_done_callback(left)
+
+    timer = asyncio.get_running_loop().call_later(WATCHED_AFTER, begin)
     try:
-        await asyncio.wait((working, gone), return_when=asyncio.FIRST_COMPLETED)
-        if not working.done():
-            working.cancel()
-            await asyncio.wait((working,))  # until it has withdrawn what it queued
-            raise Refusal(*GONE)
-        return working.result()
+        return await answer
+    except asyncio.CancelledError:
+        if watch is None or not watch.done():
+            raise
+        task.uncancel()
+        raise Refusal(*GONE) from None
     finally:
-        working.cancel()
-        gone.cancel()
+        answered = True
+        timer.cancel()
+        if watch is not None:
+            watch.cancel()
 
 
 async def _gone(request: Any) -> None:
