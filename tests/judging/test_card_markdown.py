@@ -75,7 +75,7 @@ def test_every_style_has_a_card_with_its_figures(style: str) -> None:
     ] in body
     assert ("worth of being shown first" in body) == (style != "rating") and ("mean rank" in body) == (style == "list")
     assert ("| none could be read | 0 |" in body) == (style == "rating")
-    assert "palate train --data.train prefs.jsonl" in body and "## Cost" not in body and "canaries" not in body
+    assert "palate train --config run.yaml --data.train prefs.jsonl" in body and "## Cost" not in body and "canaries" not in body
 
 
 def test_what_a_run_adds_is_told() -> None:

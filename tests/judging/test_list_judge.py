@@ -184,7 +184,7 @@ def test_no_wrong_label_from_raw_reply_to_row() -> None:
         "cut off": 2,
         "refused: no": 2,
     }
-    with pytest.raises(DataError, match="no pair can be used: of 3 judgments .*both invalid.*; 6 times: refused: no"):
+    with pytest.raises(DataError, match="no pair can be used: of 3 judgments: 3 x both invalid; 6 times: refused: no"):
         build_listed(judge, ["withheld"], [responses(*group)])
     with pytest.raises(ConfigError, match="style list asks about all responses"):
         build_listed(judge, ["Why?"], [responses(*group)], settings=BuildSettings(pairs_per_prompt=2))

@@ -33,7 +33,7 @@ def main(arguments: Sequence[str]) -> int:
         "--engine", choices=("local", "ray"), default="local", help="ray: Ray Data actors, one a device; under torchrun, local takes turns by rank"
     )
     shards.add_argument("--workers", type=at_least_one, help="actors of --engine ray (default: one a GPU, or one)")
-    shards.add_argument("--shard-rows", type=at_least_one, default=CHUNK, help="rows scored and written together")
+    shards.add_argument("--shard-rows", type=int, default=CHUNK, help="rows scored and written together")
     shards.add_argument("--resume", action="store_true", help="go on with a job; no finished shard is scored again")
     options = parser.parse_args(arguments)
 
