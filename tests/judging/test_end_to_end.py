@@ -93,4 +93,4 @@ def test_the_commands_from_fifty_prompts_to_a_measured_model(tmp_path: Path, bas
     flags = settings | {f"training.{name}": value for name, value in training.items()}
     assert main(["train", *(part for name, value in flags.items() for part in (f"--{name}", str(value)))]) == 0
     assert main(["eval", "--model", "out", "--data", "test.jsonl", "--output", "results.json"]) == 0
-    assert json.loads(Path("results.json").read_text())["accuracy"] > 0.8, "pairs of prompts that it did not see, by the same judge; 0.91 to 1.00 in twelve runs"
+    assert json.loads(Path("results.json").read_text())["accuracy"] > 0.8, "prompts that it did not see, the same judge; 0.91 to 1.00 in twelve runs"
