@@ -111,7 +111,9 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--data", required=True, help="rows with prompt and responses (with models), or one response each")
     parser.add_argument("--split", default="train", help="split of a hub data set or folder")
     parser.add_argument(
-        "--output", required=True, help="preference rows to write (.jsonl or .parquet); the data card goes beside them, as JSON and as Markdown for the Hub"
+        "--output",
+        required=True,
+        help="preference rows to write (.jsonl or .parquet; replaced if there); the data card goes beside them, as JSON and as Markdown",
     )
     parser.add_argument("--limit", type=at_least_one, help="only the first so many prompts")
     parser.add_argument(
@@ -133,7 +135,7 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
         "--margin",
         choices=("none", "clip", "llama2_small", "llama2_large", "quantile"),
         default="clip",
-        help="how a difference of strengths becomes a margin (none: no column)",
+        help="how a difference of strengths becomes a margin (none: as it is)",
     )
     rows.add_argument("--margin-clip", type=number(above=0), default=3.0, help="largest margin, in logits (--margin clip, quantile)")
     rows.add_argument("--min-margin", type=not_negative, default=0.0, help="leave out pairs with a smaller margin")

@@ -212,7 +212,7 @@ def _compared_rows(source: str, split: str, columns: Mapping[str, str] | None) -
         return _benchmark_items(name, file or None)
     report = LoadReport(source_name(source))
     groups, numbers, layout = [], [], None
-    for place, (location, row) in enumerate(read_rows(source, split=split, report=report)):
+    for number, (location, row) in enumerate(read_rows(source, split=split, report=report)):
         report.rows += 1
         if columns:
             row = rename_columns(row, columns, location)
@@ -226,7 +226,7 @@ def _compared_rows(source: str, split: str, columns: Mapping[str, str] | None) -
         except DataError as error:
             raise DataError(f"{location}: {error}\n--against-columns maps the columns of test sets.") from error
         groups.append(located(group, report.source, location))
-        numbers.append(place)
+        numbers.append(number)
     report.groups = len(groups)
     if not groups:
         raise DataError(f"{report.source}: none of its {report.rows} rows can be compared: {tally(report.bad)}\n" + "\n".join(report.examples))

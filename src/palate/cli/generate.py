@@ -50,7 +50,7 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--config", required=True, help="sources.yaml: sources, per_prompt, sampler, filters, seed (docs/judging.md)")
     parser.add_argument("--prompts", required=True, help="rows with a prompt; other columns but id and reference are left aside")
     parser.add_argument("--split", default="train", help="split of a hub data set or folder")
-    parser.add_argument("--output", required=True, help="rows of responses to write (.jsonl or .parquet); the report goes beside them")
+    parser.add_argument("--output", required=True, help="rows of responses to write (.jsonl or .parquet; replaced if there); the report goes beside them")
     parser.add_argument("--base-url", help="endpoint of the sources that name none")
     parser.add_argument("--limit", type=at_least_one, help="only the first so many prompts")
     parser.add_argument("--dry-run", action="store_true", help="say how many calls it would take, and make none")
